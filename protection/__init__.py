@@ -1,0 +1,1 @@
+"""What the algorithms are: plain torch, no cluster and no storage."""

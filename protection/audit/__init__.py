@@ -1,0 +1,1 @@
+"""Audits: what a declared adversary achieves against a protection."""

@@ -1,0 +1,49 @@
+"""Leaving a model as it was found: what simulated fine-tuning changes, this puts back exactly."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Give back parameters, buffers, gradients and modes of ``model`` as they were.
+
+    Also when the body raises. Values are copied back into the same tensors, so optimizers that hold
+    them stay valid. BatchNorm's statistics and its counter are buffers and come back with the rest.
+    Costs one copy of the model's state.
+    """
+    parameters = list(model.parameters())
+    tensors: list[Tensor] = [*parameters, *model.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
+    grads = [parameter.grad for parameter in parameters]
+    requires_grad = [parameter.requires_grad for parameter in parameters]
+    modes = [(module, module.training) for module in model.modules()]
+    for parameter in parameters:  # a body that accumulates must not add into the caller's gradients
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+        for parameter, grad, required in zip(parameters, grads, requires_grad, strict=True):
+            parameter.grad = grad
+            parameter.requires_grad_(required)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

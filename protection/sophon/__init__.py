@@ -1,0 +1,1 @@
+"""SOPHON: non-fine-tunable learning (arXiv 2404.12699)."""

@@ -1,0 +1,232 @@
+"""SOPHON's outer loop.
+
+As the paper prints it, for each round::
+
+    for each simulated adversary phi ~ Phi:                 # episode.py
+        theta_phi = fine-tune theta on restricted data
+        accumulate the gradient of L_suppression(theta_phi)
+    theta <- theta - alpha * Adam(mean gradient)            # suppression.py
+    theta <- theta - beta * Adam(grad L_CE(theta; original))  # reinforcement.py, a few times
+
+What the paper does not have: a round after which the original accuracy is too low, or whose
+simulated adversary diverged, is rolled back and only reinforces. The run goes on.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from protection.batches import Images
+from protection.evaluation import accuracy
+from protection.models import Classifier
+from protection.seeds import derive_seed, generator
+from protection.sophon.adversary import check_fits, draw
+from protection.sophon.config import SophonConfig
+from protection.sophon.episode import Episode
+from protection.sophon.losses import SUPPRESSION_LOSSES
+from protection.sophon.reinforcement import reinforce
+from protection.sophon.suppression import SuppressionGradient, suppress, suppression_gradient
+from protection.training import NonFiniteError
+from protection.workers import ALONE, Workers
+
+
+class Domains(NamedTuple):
+    """The images a protection sees; no test image is among them."""
+
+    original: Images
+    original_validation: Images
+    restricted: Sequence[Images]
+
+
+class RoundMetrics(NamedTuple):
+    """What one round showed; accuracies are shares in [0, 1]."""
+
+    round_index: int
+    original_accuracy: float
+    """On original validation images, at the end of the round."""
+    original_drop: float
+    """Loss of that accuracy since before the first round."""
+    query_loss: float
+    finetuned_accuracy: float
+    """On restricted query images at the end of the round's episodes."""
+    reinforcement_loss: float
+    gradient_norm: float
+    """Of the suppression gradient, before clipping."""
+    is_rolled_back: bool
+
+
+@dataclass
+class SophonState:
+    """All that a run needs to go on: between rounds, nothing else is remembered."""
+
+    model: Classifier
+    suppression_optimizer: torch.optim.Adam
+    reinforcement_optimizer: torch.optim.Adam
+    start_accuracy: float | None = None
+    next_round: int = 0
+    rollbacks_in_a_row: int = 0
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and numbers, nested; shares memory with the live state."""
+        return {
+            "model": self.model.network.state_dict(),
+            "suppression_optimizer": self.suppression_optimizer.state_dict(),
+            "reinforcement_optimizer": self.reinforcement_optimizer.state_dict(),
+            "start_accuracy": self.start_accuracy,
+            "next_round": self.next_round,
+            "rollbacks_in_a_row": self.rollbacks_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        self.model.network.load_state_dict(state["model"])
+        self.suppression_optimizer.load_state_dict(state["suppression_optimizer"])
+        self.reinforcement_optimizer.load_state_dict(state["reinforcement_optimizer"])
+        for name in ("start_accuracy", "next_round", "rollbacks_in_a_row"):
+            setattr(self, name, state[name])
+
+
+def start(model: Classifier, config: SophonConfig) -> SophonState:
+    """State before the first round; suppression and reinforcement have an Adam each."""
+    return SophonState(
+        model,
+        torch.optim.Adam(model.parameters(), lr=config.suppression_lr),
+        torch.optim.Adam(model.parameters(), lr=config.reinforcement_lr),
+    )
+
+
+def check_domains(domains: Domains, *, model_classes: int, config: SophonConfig) -> None:
+    """Raise ValueError where the configuration cannot be run on these images."""
+    if domains.original.num_classes != model_classes:
+        raise ValueError(
+            f"the model has {model_classes} classes, but the original domain has "
+            f"{domains.original.num_classes}; expected the domain it was trained on"
+        )
+    if not domains.restricted:
+        raise ValueError("restricted is empty; expected at least one restricted domain")
+    largest = max(size for family in config.adversary for size in family.batch_sizes)
+    for restricted in domains.restricted:
+        check_fits(
+            config.adversary, model_classes=model_classes, domain_classes=restricted.num_classes
+        )
+        if largest + config.query_size > len(restricted):
+            raise ValueError(
+                f"a step draws {largest} support and {config.query_size} query images, but a "
+                "restricted "
+                f"domain has {len(restricted)}; expected a smaller batch size or more images"
+            )
+
+
+def protect(
+    state: SophonState,
+    domains: Domains,
+    *,
+    config: SophonConfig,
+    workers: Workers = ALONE,
+) -> Iterator[RoundMetrics]:
+    """Run the rounds that are left; ``state`` is current and resumable whenever a value is yielded.
+
+    The result depends on ``config`` and ``domains``, not on the number of workers.
+
+    Raises:
+        ValueError: the configuration does not fit the domains.
+        NonFiniteError: a reinforcement loss is not finite, or ``max_rollbacks`` rounds in a row
+            were rolled back.
+
+    Source: SOPHON, algorithm 1.
+    """
+    model = state.model
+    check_domains(domains, model_classes=model.num_classes, config=config)
+
+    def original_accuracy() -> float:
+        return accuracy(model, domains.original_validation, device=model.device, workers=workers)
+
+    if state.start_accuracy is None:
+        state.start_accuracy = original_accuracy()
+    for round_index in range(state.next_round, config.rounds):
+        before = copy.deepcopy(state.state_dict())
+        reason = None
+        try:
+            suppression = suppression_gradient(
+                model,
+                draw_episodes(round_index, domains.restricted, config=config),
+                suppression_loss=SUPPRESSION_LOSSES[config.suppression_loss],
+                workers=workers,
+            )
+            norm = suppress(
+                model,
+                state.suppression_optimizer,
+                suppression.gradient,
+                clip_norm=config.clip_norm,
+            )
+        except NonFiniteError as error:
+            reason = str(error)
+            suppression, norm = SuppressionGradient([], float("nan"), float("nan")), float("nan")
+        reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
+        current = original_accuracy()
+        if reason is None and state.start_accuracy - current > config.max_original_drop:
+            reason = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
+            state.load_state_dict(before)
+            reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
+            current = original_accuracy()
+        state.next_round = round_index + 1
+        state.rollbacks_in_a_row = state.rollbacks_in_a_row + 1 if reason else 0
+        if state.rollbacks_in_a_row >= config.max_rollbacks:
+            raise NonFiniteError(
+                f"{config.max_rollbacks} rounds in a row were rolled back, the last (round "
+                f"{round_index}) "
+                f"because {reason}; expected progress (try a smaller suppression_lr or finetune_lr)"
+            )
+        yield RoundMetrics(
+            round_index=round_index,
+            original_accuracy=current,
+            original_drop=state.start_accuracy - current,
+            query_loss=suppression.query_loss,
+            finetuned_accuracy=suppression.finetuned_accuracy,
+            reinforcement_loss=reinforcement_loss,
+            gradient_norm=norm,
+            is_rolled_back=reason is not None,
+        )
+
+
+def draw_episodes(
+    round_index: int, restricted: Sequence[Images], *, config: SophonConfig
+) -> list[Episode]:
+    """Episodes of a round; each depends on the run's seed, the round and its own index alone."""
+    episodes = []
+    for index in range(config.episodes_per_round):
+        rng = generator(config.seed, "episode", round_index, index)
+        domain = restricted[int(torch.randint(len(restricted), (1,), generator=rng))]
+        episodes.append(
+            Episode(
+                seed=derive_seed(config.seed, "episode", round_index, index),
+                restricted=domain,
+                strategy=draw(config.adversary, rng=rng),
+                length=config.episode_length,
+                query_size=config.query_size,
+            )
+        )
+    return episodes
+
+
+def _reinforce(
+    state: SophonState, domains: Domains, round_index: int, config: SophonConfig, workers: Workers
+) -> float:
+    try:
+        return reinforce(
+            state.model,
+            state.reinforcement_optimizer,
+            domains.original,
+            round_index=round_index,
+            config=config,
+            workers=workers,
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} in the reinforcement of round {round_index}; expected a finite number "
+            "(check the "
+            "weights and the original images)"
+        ) from error

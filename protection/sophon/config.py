@@ -1,0 +1,90 @@
+"""The numbers of SOPHON, with the released code's values as defaults."""
+
+from dataclasses import dataclass, field
+
+from protection.sophon.adversary import StrategyFamily
+from protection.sophon.losses import SUPPRESSION_LOSSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SophonConfig:
+    """Non-fine-tunable learning; every default is the released code's unless it says otherwise."""
+
+    rounds: int = 800
+    """Rounds of suppression and reinforcement (released: 800 to 1000)."""
+    episodes_per_round: int = 1
+    """Simulated adversaries whose gradients one suppression step averages; at least the number of
+    workers."""
+    episode_length: int = 50
+    """Fine-tuning steps in an episode, K."""
+    query_size: int = 20
+    """Query images per fine-tuning step; the support size is the strategy's batch size."""
+    adversary: list[StrategyFamily] = field(default_factory=lambda: [StrategyFamily()])
+    """What episodes draw their strategies from."""
+    suppression_loss: str = "inverse_cross_entropy"
+    """inverse_cross_entropy, negated_logit_cross_entropy or kl_to_uniform."""
+    suppression_lr: float = 3e-4
+    """Learning rate of the suppression's Adam, alpha."""
+    clip_norm: float | None = 0.5
+    """Greatest global norm of the suppression gradient; null: not clipped."""
+    reinforcement_steps: int = 1
+    """Steps on original images after each suppression step."""
+    reinforcement_lr: float = 5e-4
+    """Learning rate of the reinforcement's Adam, beta."""
+    reinforcement_batch_size: int = 150
+    """Original images per reinforcement step."""
+    reinforcement_shards: int = 1
+    """Parts of that batch that workers share; BatchNorm sees one part at a time."""
+    max_original_drop: float = 0.05
+    """Greatest loss of original validation accuracy, in [0, 1], before a round is rolled back (not
+    in the paper)."""
+    max_rollbacks: int = 20
+    """Rounds rolled back one after another before the run gives up."""
+    seed: int = 0
+    """Of episodes, strategies and batches."""
+
+    def __post_init__(self) -> None:
+        """Reject values that no run can use."""
+        if self.suppression_loss not in SUPPRESSION_LOSSES:
+            raise ValueError(
+                f"suppression_loss is {self.suppression_loss!r}, which names no loss; "
+                f"expected one of {', '.join(SUPPRESSION_LOSSES)}"
+            )
+        for name in (
+            "rounds",
+            "episodes_per_round",
+            "episode_length",
+            "query_size",
+            "reinforcement_batch_size",
+            "reinforcement_shards",
+            "max_rollbacks",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.reinforcement_steps < 0:
+            raise ValueError(
+                f"reinforcement_steps is {self.reinforcement_steps}; expected 0 or more"
+            )
+        for name in ("suppression_lr", "reinforcement_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected between 0 and 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; expected a positive number or null")
+        if not 0 < self.max_original_drop <= 1:
+            raise ValueError(
+                f"max_original_drop is {self.max_original_drop}, a share; expected above 0, at "
+                "most 1"
+                + (
+                    f" (did you mean {self.max_original_drop / 100:g}?)"
+                    if self.max_original_drop <= 100
+                    else ""
+                )
+            )
+        if not self.adversary:
+            raise ValueError("adversary is empty, so no episode can be drawn; expected a family")
+        if self.reinforcement_batch_size < 2 * self.reinforcement_shards:
+            raise ValueError(
+                f"reinforcement_shards is {self.reinforcement_shards}, but BatchNorm needs 2 "
+                "images a shard; "
+                f"expected at most {self.reinforcement_batch_size // 2}"
+            )

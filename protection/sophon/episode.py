@@ -1,0 +1,120 @@
+"""One simulated fine-tuning, in place, and the gradient it sends back to the weights it began from.
+
+SOPHON, equation of fine-tuning suppression, with ``theta_k = theta_{k-1} - finetune_lr * grad
+L_CE(theta_{k-1}; support_k)``::
+
+    L_FTS(theta) = 1/K * sum_{k=1..K} L_suppression(theta_k; query_k)
+
+First order: ``d theta_k / d theta`` is the identity, so the gradient of the k-th term is that of
+the suppression loss at the
+adapted weights, and can be taken and added up as soon as step k is done. Nothing of step k
+outlives it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from protection.batches import Batch, Images, read_batch
+from protection.models import Classifier, replace_head
+from protection.preservation import preserved
+from protection.seeds import generator, seeded
+from protection.sophon.adversary import Strategy, begin_fine_tuning
+from protection.sophon.losses import SuppressionLoss
+
+
+class Episode(NamedTuple):
+    """What one simulated adversary does: all that is random in it follows from ``seed``."""
+
+    seed: int
+    restricted: Images
+    strategy: Strategy
+    length: int
+    query_size: int
+
+
+class EpisodeOutcome(NamedTuple):
+    """What the query batches showed; still on the device: reading it is what waits for it."""
+
+    query_losses: Tensor
+    """``(K,)`` suppression loss after each fine-tuning step."""
+    finetuned_accuracy: Tensor
+    """Accuracy on the last query batch, in [0, 1]."""
+
+
+def simulate(
+    model: Classifier,
+    episode: Episode,
+    *,
+    suppression_loss: SuppressionLoss,
+    gradient: Sequence[Tensor],
+) -> EpisodeOutcome:
+    """Fine-tune ``model`` and add the gradient of the mean query loss to ``gradient``.
+
+    Parameters, buffers, mode and the global generators are bit-identical afterwards. Memory does
+    not depend on the length: one copy of the model's state, the adversary's optimizer, and the
+    activations of one batch.
+
+    Args:
+        model: fine-tuned in place and restored.
+        episode: data, strategy and seed.
+        suppression_loss: of ``(B, K)`` query logits and ``(B,)`` labels.
+        gradient: accumulators, one for each of ``model.parameters()``, in that order; float64 keeps
+            the sum independent of the order of episodes. A redrawn head is the adversary's: nothing
+            is added for the head it replaces.
+
+    Source: SOPHON, fine-tuning suppression, first-order approximation.
+    Differs: the released code keeps the graphs of all K query losses and back-propagates once.
+    """
+    device, head = model.device, model.head
+    accumulators = dict(zip(model.parameters(), gradient, strict=True))
+    losses = []
+    hits = torch.zeros(0, device=device)
+    with preserved(model), seeded(episode.seed, "episode", device=device):
+        trained, optimizer = begin_fine_tuning(
+            model,
+            episode.strategy,
+            num_classes=episode.restricted.num_classes,
+            rng=generator(episode.seed, "head"),
+        )
+        queried = [parameter for parameter in model.parameters() if parameter in accumulators]
+        try:
+            for support, query in _batches(episode, device=device):
+                support_loss = F.cross_entropy(model(support.images), support.labels)
+                _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
+
+                logits = model(query.images)
+                query_loss = suppression_loss(logits, query.labels)
+                query_grads = torch.autograd.grad(query_loss, queried)
+                for parameter, grad in zip(queried, query_grads, strict=True):
+                    accumulators[parameter].add_(grad, alpha=1 / episode.length)
+                losses.append(query_loss.detach())
+                hits = logits.detach().argmax(dim=-1) == query.labels
+        finally:
+            replace_head(model, head)
+    return EpisodeOutcome(torch.stack(losses), hits.float().mean())
+
+
+def _batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:
+    """Support and query of each step: disjoint, drawn anew every step."""
+    support_size, query_size = episode.strategy.batch_size, episode.query_size
+    rng = generator(episode.seed, "batches")
+    for _ in range(episode.length):
+        order = torch.randperm(len(episode.restricted), generator=rng)
+        batch = read_batch(episode.restricted, order[: support_size + query_size], device=device)
+        yield (
+            Batch(batch.images[:support_size], batch.labels[:support_size]),
+            Batch(batch.images[support_size:], batch.labels[support_size:]),
+        )
+
+
+def _step(
+    optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], grads: Sequence[Tensor]
+) -> None:
+    for parameter, grad in zip(trained, grads, strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,54 @@
+import os
+
+# Before anything imports ray: no token file is written into the developer's home, no token is
+# asked for.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from protection.batches import TensorImages
+from protection.models import Classifier
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(20221122)
+
+
+class TinyNetwork(nn.Module):
+    """Convolution, BatchNorm, dropout and a linear head: everything that an episode can disturb."""
+
+    def __init__(self, num_classes: int = 3, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(4 * 4 * 4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.nn.functional.avg_pool2d(self.norm(self.conv(images)).tanh(), 2)
+        return self.fc(self.dropout(features.flatten(1)))
+
+
+def tiny_classifier(
+    num_classes: int = 3, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Classifier:
+    """A classifier of 8x8 images with fixed, non-trivial weights and running statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = TinyNetwork(num_classes, dropout=dropout)
+        network.norm.running_mean.normal_()
+        network.norm.running_var.uniform_(0.5, 2)
+    return Classifier(network, num_classes=num_classes).to(dtype)
+
+
+def random_images(num_images: int = 60, num_classes: int = 3, *, seed: int = 0) -> TensorImages:
+    """Images whose mean brightness is their class, so that there is something to learn."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_images) % num_classes
+    noise = torch.rand(num_images, 3, 8, 8, generator=rng)
+    brightness = (labels.view(-1, 1, 1, 1) + noise) / num_classes
+    return TensorImages((brightness * 255).byte(), labels, num_classes=num_classes)
