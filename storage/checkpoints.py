@@ -1,0 +1,183 @@
+"""Weights and training state as safetensors and JSON.
+
+Guarantee: what is loaded is bit for bit what was saved, dtypes included, and nothing is ever
+unpickled: a pickle from a shared bucket can run any code in whoever loads it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from storage.blobs import open_blobs
+from storage.commit import read_part
+from storage.errors import BlobMissingError, CheckpointError, NotCommittedError
+from storage.location import parse_location
+from storage.state_tree import decode, encode
+
+WEIGHTS_NAME: Final = "model.safetensors"
+_STATE_TENSORS: Final = "state.safetensors"
+_STATE_TREE: Final = "state.json"
+_PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+_FORMAT: Final = ("ringfence training state", 1)
+
+# What safetensors gives back as it was; packed four-bit and double complex dtypes it does not.
+_DTYPES: Final = frozenset(
+    {
+        torch.bool,
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    }
+)
+
+
+def tensors_to_bytes(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return ``tensors`` as a safetensors file, whatever device or layout they have.
+
+    Args:
+        tensors: any dense tensors; not modified. Tied ones are stored once per name.
+        metadata: free text for the file's header.
+
+    Raises:
+        ValueError: a value is not a dense tensor with data, or of a dtype safetensors lacks.
+    """
+    return safetensors.torch.save(
+        _independent(tensors), None if metadata is None else dict(metadata)
+    )
+
+
+def tensors_from_bytes(data: bytes, *, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Args:
+        data: content of the file.
+        source: where it came from; only named in errors.
+
+    Raises:
+        CheckpointError: ``data`` is no safetensors file, or a damaged one.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{source} has {len(data)} bytes that are not a complete safetensors file;"
+            " expected one (was it written by safetensors.torch.save_file, and copied whole?)"
+        ) from error
+
+
+def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the weights that ``source`` names, on the CPU.
+
+    Args:
+        source: a committed location with a part ``model.safetensors``, which is checked against
+            its manifest, or the path or S3 address of one ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: it is a pickle, or no complete safetensors file.
+        NotCommittedError: nothing is committed there, or nothing with weights.
+        BlobMissingError: there is no such file.
+    """
+    location = parse_location(source)
+    suffix = Path(location.name).suffix.lower()
+    if suffix == ".safetensors":
+        data = open_blobs(location.parent).get(location.name)
+    elif suffix in _PICKLES:
+        raise CheckpointError(
+            f"{location} is a pickle by its suffix {suffix!r}, and loading one can run any code in"
+            " it; expected .safetensors (convert with safetensors.torch.save_file)"
+        )
+    else:
+        data = read_part(location, WEIGHTS_NAME)
+    return tensors_from_bytes(data, source=str(location))
+
+
+def save_training_state(directory: Path, state: Mapping[str, object]) -> None:
+    """Write ``state`` to ``directory``; complete once ``state.json`` is there.
+
+    Args:
+        directory: created if needed; an older state in it is replaced.
+        state: mappings with string, integer or boolean keys, lists, tuples (which come back as
+            lists), tensors, numbers, strings, booleans and None, nested at will.
+
+    Raises:
+        ValueError: something in ``state`` is of another type; the message says where.
+    """
+    tree, tensors = encode(state, name="state")
+    document = {"format": _FORMAT[0], "version": _FORMAT[1], "state": tree}
+    blobs = open_blobs(directory)
+    # First away with the old mark of completeness: it must not vouch for the new tensors.
+    blobs.delete(_STATE_TREE)
+    blobs.put(_STATE_TENSORS, tensors_to_bytes(tensors))
+    blobs.put(_STATE_TREE, json.dumps(document, allow_nan=False).encode())
+
+
+def load_training_state(directory: Path) -> dict[str, object]:
+    """Return what :func:`save_training_state` wrote, with its tensors on the CPU.
+
+    Raises:
+        NotCommittedError: no complete state is in ``directory``.
+        CheckpointError: the files are there and are not such a state.
+    """
+    blobs = open_blobs(directory)
+    try:
+        text = blobs.get(_STATE_TREE)
+        data = blobs.get(_STATE_TENSORS)
+    except BlobMissingError as error:
+        raise NotCommittedError(
+            f"{directory} holds no complete training state; expected {_STATE_TREE} and"
+            f" {_STATE_TENSORS} (was the save cut short?)"
+        ) from error
+    tensors = tensors_from_bytes(data, source=f"{directory}/{_STATE_TENSORS}")
+    try:
+        document = json.loads(text)
+        found = (document["format"], document["version"])
+        state = decode(document["state"], tensors) if found == _FORMAT else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{directory}/{_STATE_TREE} is damaged; expected what save_training_state wrote"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{directory}/{_STATE_TREE} is {found[0]!r}, version {found[1]!r};"
+            f" expected {_FORMAT[0]!r}, version {_FORMAT[1]}"
+        )
+    return state
+
+
+def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` on the CPU, contiguous, and no two in one storage, as safetensors wants them."""
+    storages: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(  # noqa: TRY004 - a caller's value, as everywhere in this project
+                f"tensor {name!r} is a {type(tensor).__name__}; expected a torch.Tensor"
+            )
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError(
+                f"tensor {name!r} is on {tensor.device} with layout {tensor.layout};"
+                " expected a dense tensor that holds data"
+            )
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"tensor {name!r} has dtype {tensor.dtype}, which safetensors cannot hold;"
+                " expected a real dtype or complex64"
+            )
+        dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        storage = dense.untyped_storage().data_ptr()
+        if dense.numel() and storage in storages:  # tied weights, or two views of one buffer
+            dense = dense.clone()
+            storage = dense.untyped_storage().data_ptr()
+        storages.add(storage)
+        result[name] = dense
+    return result

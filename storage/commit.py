@@ -1,0 +1,173 @@
+"""Publishing a set of blobs all together or not at all, and at most once.
+
+Guarantee: blobs go first, under names that contain their SHA-256; the manifest goes last, and only
+if none is there. A reader that starts from the manifest therefore sees nothing or everything, and
+checks every byte it reads.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Final
+
+from storage.blobs import BlobStore, open_blobs
+from storage.errors import (
+    AlreadyCommittedError,
+    BlobMissingError,
+    DigestMismatchError,
+    NotCommittedError,
+)
+from storage.location import Address, Location, parse_location
+from storage.manifest import MANIFEST_NAME, Manifest, Part, require_file_name, require_json
+
+# One request on S3: large enough to stream at full speed, small enough for any machine.
+_CHUNK_BYTES: Final = 16 * 2**20
+
+
+def commit(
+    location: Address,
+    parts: Mapping[str, bytes],
+    *,
+    kind: str,
+    description: Mapping[str, object],
+    blobs: BlobStore | None = None,
+) -> Manifest:
+    """Publish ``parts`` at ``location`` all together or not at all, and at most once.
+
+    Args:
+        location: where; nothing may be committed there yet.
+        parts: plain file name to content, for example ``model.safetensors``. Stored as
+            ``model.<sha256>.safetensors``, so other tools open it by its suffix.
+        kind: what it is, for example ``model``.
+        description: how it was made; anything JSON can hold.
+        blobs: those of ``location``, where the caller has them open; saves connecting again.
+
+    Raises:
+        AlreadyCommittedError: ``location`` was committed before; that commit stands untouched.
+        ValueError: a part name is no plain file name, or JSON cannot hold the description.
+    """
+    location = parse_location(location)
+    for name in parts:
+        require_file_name(name)
+    require_json(description, name="description")
+    blobs = open_blobs(location) if blobs is None else blobs
+    # Only to fail before gigabytes are uploaded; who wins is decided by put_if_absent below.
+    if blobs.exists(MANIFEST_NAME):
+        raise _already_committed(location)
+    entries = {name: _put(blobs, name, data) for name, data in sorted(parts.items())}
+    manifest = Manifest(
+        kind=kind,
+        created=datetime.now(UTC).isoformat(),
+        description=dict(description),
+        parts=entries,
+    ).to_json()
+    # The manifest is the commit point. A crash above leaves blobs that no reader lists; writing
+    # it first would expose a model without its weights.
+    try:
+        blobs.put_if_absent(MANIFEST_NAME, manifest)
+    except AlreadyCommittedError as error:
+        # A retry after a lost answer meets our own manifest, which is a success.
+        if blobs.get(MANIFEST_NAME) != manifest:
+            raise _already_committed(location) from error
+    return Manifest.from_json(manifest, location)  # as every reader will see it
+
+
+def read_manifest(location: Address) -> Manifest:
+    """Return what is committed at ``location``.
+
+    Raises:
+        NotCommittedError: nothing is.
+        ManifestError: something is, but not in a form this version reads.
+    """
+    location = parse_location(location)
+    try:
+        data = open_blobs(location).get(MANIFEST_NAME)
+    except BlobMissingError as error:
+        raise NotCommittedError(
+            f"{location} has no {MANIFEST_NAME}, so nothing is committed there; expected the"
+            " location that a job printed (check the address, and that its job has finished)"
+        ) from error
+    return Manifest.from_json(data, location)
+
+
+def read_part(location: Address, name: str, *, manifest: Manifest | None = None) -> bytes:
+    """Return the part ``name``, checked byte for byte against the manifest.
+
+    Args:
+        location: where it was committed.
+        name: as given to :func:`commit`.
+        manifest: ``location``'s, where the caller has it already: saves one request.
+
+    Raises:
+        NotCommittedError: nothing is committed at ``location``, or nothing of that name.
+        DigestMismatchError: the stored bytes are not those that were committed.
+        BlobMissingError: the blob was deleted after it was committed.
+    """
+    location = parse_location(location)
+    manifest = read_manifest(location) if manifest is None else manifest
+    part = _find_part(location, name, manifest)
+    data = open_blobs(location).get(part.path)
+    _require_match(location, part, len(data), hashlib.sha256(data).hexdigest())
+    return data
+
+
+def check_part(location: Address, name: str, *, manifest: Manifest) -> None:
+    """Check the part ``name`` against the manifest without holding it in memory.
+
+    Args:
+        location: where it was committed.
+        name: as given to :func:`commit`.
+        manifest: ``location``'s.
+
+    Raises:
+        NotCommittedError: nothing of that name is committed.
+        DigestMismatchError: the stored bytes are not those that were committed.
+        BlobMissingError: the blob was deleted after it was committed.
+    """
+    location = parse_location(location)
+    part = _find_part(location, name, manifest)
+    digest, size_bytes = hashlib.sha256(), 0
+    with open_blobs(location).open(part.path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    _require_match(location, part, size_bytes, digest.hexdigest())
+
+
+def is_committed(location: Address) -> bool:
+    """Whether something is committed at ``location``."""
+    return open_blobs(location).exists(MANIFEST_NAME)
+
+
+def _find_part(location: Location, name: str, manifest: Manifest) -> Part:
+    if name not in manifest.parts:
+        raise NotCommittedError(
+            f"{location} is a {manifest.kind} without a part {name!r};"
+            f" expected one of its parts: {', '.join(sorted(manifest.parts)) or '(it has none)'}"
+        )
+    return manifest.parts[name]
+
+
+def _require_match(location: Location, part: Part, size_bytes: int, sha256: str) -> None:
+    if (size_bytes, sha256) != (part.size_bytes, part.sha256):
+        raise DigestMismatchError(
+            f"{location / part.path} has {size_bytes} bytes with SHA-256 {sha256}, so it changed"
+            f" after it was committed; expected {part.size_bytes} bytes with {part.sha256}"
+            " (restore it, or make it again at a new location)"
+        )
+
+
+def _put(blobs: BlobStore, name: str, data: bytes) -> Part:
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = PurePosixPath(name)
+    path = f"{file.stem}.{sha256}{file.suffix}"
+    blobs.put(path, data)
+    return Part(path=path, sha256=sha256, size_bytes=len(data))
+
+
+def _already_committed(location: Location) -> AlreadyCommittedError:
+    return AlreadyCommittedError(
+        f"{location} already has a {MANIFEST_NAME}; what is committed is never rewritten,"
+        " use a new location"
+    )

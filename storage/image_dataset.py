@@ -1,0 +1,168 @@
+"""A map-style dataset of square 8-bit images that decodes each image at most once if it can.
+
+Guarantee: an index always gives the same pixels and label, whether they came from the source or
+from the cache.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.image_sources import ImageSource
+
+
+class ImageDataset:
+    """Images and labels by index. Made by :func:`storage.datasets.open_dataset`.
+
+    Safe to read from several threads. A process that forks gets its own copy of the cache, so a
+    loader with worker processes decodes again in each of them.
+    """
+
+    labels: Tensor
+    """``(N,)`` int64 in ``[0, num_classes)``."""
+    class_names: list[str]
+    """One name for each class, in the order of the labels."""
+    rows: Tensor
+    """``(N,)`` int64: row of each image in the source it was opened from."""
+    index: Tensor
+    """``(N,)`` int64: the source's own number of each image where it has one, else ``rows``."""
+    image_size: int
+    """Height and width in pixels."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        rows: Tensor,
+        labels: Tensor,
+        class_names: Sequence[str],
+        image_size: int,
+        cache_bytes: int,
+    ) -> None:
+        """Show the images ``rows`` of ``source`` under ``labels``.
+
+        Args:
+            source: where images are decoded from.
+            rows: ``(N,)`` int64.
+            labels: ``(N,)`` int64 in ``[0, len(class_names))``.
+            class_names: one for each class.
+            image_size: side of the images in pixels.
+            cache_bytes: decoded images are kept if all of them fit into this.
+        """
+        self.labels = labels
+        self.class_names = list(class_names)
+        self.rows = rows
+        self.index = source.index[rows]
+        self.image_size = image_size
+        self._source = source
+        self._source_rows = rows.tolist()
+        self._positions = torch.arange(len(rows))
+        self._cache: Tensor | None = None
+        if len(rows) * 3 * image_size**2 <= cache_bytes:
+            # Not zeroed: pages of images that are never read are never given memory.
+            self._cache = self._empty(len(rows))
+        self._is_cached = np.zeros(len(rows), dtype=np.bool_)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image ``(3, H, W)`` uint8 and label; raises ``IndexError`` beyond the end."""
+        return self.read([index])[0], int(self.labels[index])
+
+    def read(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Return a batch of images, decoding those that were not read before.
+
+        Args:
+            indices: ``(B,)`` integers in ``[-N, N)``, in any order, with repeats.
+
+        Returns:
+            ``(B, 3, image_size, image_size)`` uint8, the caller's own.
+
+        Raises:
+            IndexError: an index is beyond the end.
+            DatasetError: an image cannot be decoded; names the image.
+        """
+        positions = self._positions[self._checked(indices)]
+        if self._cache is None:
+            images = self._empty(len(positions))
+            # In row order, so that neighbours in one Parquet row group are read together.
+            order = torch.argsort(positions)
+            for place, position in zip(order.tolist(), positions[order].tolist(), strict=True):
+                self._decode(position, images.numpy()[place])
+            return images
+        missing = positions[~torch.from_numpy(self._is_cached)[positions]]
+        pixels = self._cache.numpy()
+        for position in torch.unique(missing).tolist():
+            self._decode(position, pixels[position])
+            # After the pixels: another thread must not take them before they are there.
+            self._is_cached[position] = True
+        return self._cache[positions]
+
+    def subset(self, indices: Tensor | Sequence[int]) -> "ImageDataset":
+        """A view of some images, in the order given, that shares the decoded pixels.
+
+        Args:
+            indices: ``(B,)`` integers in ``[-N, N)``.
+
+        Raises:
+            IndexError: an index is beyond the end.
+        """
+        chosen = self._checked(indices)
+        view = copy.copy(self)
+        view.labels = self.labels[chosen]
+        view.rows = self.rows[chosen]
+        view.index = self.index[chosen]
+        view._positions = self._positions[chosen]
+        return view
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of class names, labels and encoded images in this order.
+
+        It says which images these are and does not depend on ``image_size`` or on how the images
+        are spread over files. Reads every encoded image once.
+        """
+        sha256 = hashlib.sha256(json.dumps(self.class_names).encode())
+        for position, label in zip(self._positions.tolist(), self.labels.tolist(), strict=True):
+            data = self._source.encoded(self._source_rows[position])
+            # With its length in front, no image's end can pass for another's beginning.
+            sha256.update(b"\n%d %d\n" % (label, len(data)))
+            sha256.update(data)
+        return sha256.hexdigest()
+
+    def _decode(self, position: int, target: NDArray[np.uint8]) -> None:
+        """Write one image to ``target``, ``(3, H, W)``."""
+        pixels = self._source.pixels(self._source_rows[position], image_size=self.image_size)
+        target[...] = pixels.transpose(2, 0, 1)
+
+    def _empty(self, num_images: int) -> Tensor:
+        return torch.empty((num_images, 3, self.image_size, self.image_size), dtype=torch.uint8)
+
+    def _checked(self, indices: Tensor | Sequence[int]) -> Tensor:
+        chosen = torch.as_tensor(indices)
+        if not len(chosen):
+            return torch.empty(0, dtype=torch.int64)
+        if chosen.ndim != 1 or chosen.dtype == torch.bool or chosen.is_floating_point():
+            raise ValueError(
+                f"indices have shape {tuple(chosen.shape)} and dtype {chosen.dtype};"
+                " expected one dimension of integers"
+            )
+        outside = chosen[(chosen < -len(self)) | (chosen >= len(self))]
+        if len(outside):
+            raise IndexError(
+                f"index is {int(outside[0])}, and there are {len(self)} images;"
+                f" expected -{len(self)} <= index < {len(self)}"
+            )
+        return chosen.to(torch.int64)

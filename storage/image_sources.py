@@ -1,0 +1,142 @@
+"""Where labelled images come from: what every source offers, and folders of class folders.
+
+Guarantee: labels are checked when a source is opened, so a wrong one is an error that names its
+row before anything is trained on it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from storage.blobs import BlobStore
+from storage.errors import DatasetError
+from storage.image_decoding import Pixels, decode_image
+from storage.location import Location
+
+IMAGE_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm"),
+)
+# Without class names the highest label says how many classes there are; beyond this, it is not a
+# class number but an identifier or a missing-value mark.
+_MAX_UNNAMED_CLASSES: Final = 2**20
+
+
+class ImageSource(Protocol):
+    """Labelled images in a fixed order, numbered from 0."""
+
+    @property
+    def labels(self) -> Tensor:
+        """``(N,)`` int64 in ``[0, len(class_names))``."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name for each label."""
+
+    @property
+    def index(self) -> Tensor:
+        """``(N,)`` int64: the number that binds each image to the one it was made from."""
+
+    def encoded(self, row: int) -> bytes | memoryview:
+        """The bytes that define image ``row``, as they are stored."""
+
+    def pixels(self, row: int, *, image_size: int) -> Pixels:
+        """``(image_size, image_size, 3)`` pixels of image ``row``."""
+
+
+class FolderImages:
+    """One folder for each class, images at any depth inside: torchvision's ``ImageFolder`` layout.
+
+    Classes are numbered in the sorted order of their folders' names, as torchvision does.
+    """
+
+    def __init__(self, location: Location, blobs: BlobStore, names: Sequence[str]) -> None:
+        """Take the images among ``names``.
+
+        Args:
+            location: the folder of class folders; only named in errors.
+            blobs: the blobs of ``location``.
+            names: names of all of them, sorted.
+
+        Raises:
+            DatasetError: there is no class folder, or one without an image.
+        """
+        images: dict[str, list[str]] = {name: [] for name in _class_folders(location, names)}
+        if not images:
+            raise DatasetError(
+                f"{location} has neither *.parquet files nor class folders;"
+                " expected images as in folder/cat/1.png"
+            )
+        for name in names:
+            folder, slash, _ = name.partition("/")
+            if slash and folder in images and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+                images[folder].append(name)
+        for folder, members in images.items():
+            if not members:
+                raise DatasetError(
+                    f"{location / folder} holds no image, so class {folder!r} would be empty;"
+                    f" expected files with {', '.join(IMAGE_SUFFIXES)} (or remove the folder)"
+                )
+        self._location = location
+        self._blobs = blobs
+        self.class_names = sorted(images)
+        self._names = [name for folder in self.class_names for name in images[folder]]
+        counts = [len(images[folder]) for folder in self.class_names]
+        self.labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        self.index = torch.arange(len(self._names))
+
+    def encoded(self, row: int) -> bytes:
+        """See :meth:`ImageSource.encoded`."""
+        return self._blobs.get(self._names[row])
+
+    def pixels(self, row: int, *, image_size: int) -> Pixels:
+        """See :meth:`ImageSource.pixels`."""
+        name = str(self._location / self._names[row])
+        return decode_image(self.encoded(row), image_size=image_size, name=name)
+
+
+def check_labels(
+    labels: np.ndarray, class_names: Sequence[str] | None, *, name: Callable[[int], str]
+) -> list[str]:
+    """Return the class names of ``labels``, made up from their numbers where there are none.
+
+    Args:
+        labels: ``(N,)`` of any dtype.
+        class_names: one for each class, or ``None`` where the source has none.
+        name: what errors call image ``row``.
+
+    Raises:
+        DatasetError: a label is no integer, negative, or beyond the last class.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        value = labels[:1].tolist()
+        raise DatasetError(
+            f"label of {name(0)} is {value[0] if value else value!r}, not an integer;"
+            " expected one class number for each image"
+        )
+    num_classes = _MAX_UNNAMED_CLASSES if class_names is None else len(class_names)
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        row = int(wrong[0])
+        raise DatasetError(
+            f"label of {name(row)} is {int(labels[row])}, outside the {num_classes} classes"
+            f" ({wrong.size} such rows); expected 0 <= label < {num_classes}"
+            " (drop rows without a known class first)"
+        )
+    if class_names is not None:
+        return list(class_names)
+    return [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
+
+
+def _class_folders(location: Location, names: Sequence[str]) -> list[str]:
+    # On disk an empty folder is seen too: skipping it would number the classes differently in
+    # the training and the test folder.
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    if location.is_local:
+        folders |= {entry.name for entry in location.path.iterdir() if entry.is_dir()}
+    # Hidden folders are those of tools, such as .ipynb_checkpoints.
+    return sorted(folder for folder in folders if not folder.startswith("."))
