@@ -1,0 +1,101 @@
+"""Models as they are kept: what is committed for one, and a classifier made of it again.
+
+A committed model is `model.safetensors` under the names of the library's own network, and a
+description in the manifest: architecture, class count, class names, and where it came from.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from protection.models import Classifier, ModelConfig, build_model, load_weights
+from protection.seeds import seeded
+from ray_jobs.errors import UsageError
+from storage.checkpoints import read_weights, tensors_to_bytes
+from storage.commit import commit, read_manifest
+from storage.manifest import Manifest
+
+MODEL_KIND: Final = "model"
+WEIGHTS_PART: Final = "model.safetensors"
+
+
+class ModelDescription(NamedTuple):
+    """What a model is, apart from its weights."""
+
+    config: ModelConfig
+    num_classes: int
+    class_names: list[str]
+
+
+def new_model(config: ModelConfig, *, num_classes: int, seed: int) -> Classifier:
+    """Classifier with weights drawn from ``seed``; the same on every worker."""
+    with seeded(seed, "weights", device=torch.device("cpu")):
+        return build_model(config, num_classes=num_classes)
+
+
+def model_from(description: ModelDescription, *, weights: str) -> Classifier:
+    """Classifier as described, with the weights at a location or in a .safetensors file.
+
+    Raises:
+        ValueError: the weights are another architecture's or another class count's.
+        StorageError: they cannot be read.
+    """
+    config = dataclasses.replace(description.config, pretrained=False)
+    model = new_model(config, num_classes=description.num_classes, seed=0)
+    load_weights(model, read_weights(weights), source=weights)
+    return model
+
+
+def describe(location: str) -> ModelDescription:
+    """Read what the committed model at ``location`` is.
+
+    Raises:
+        StorageError: nothing is committed there.
+        UsageError: what is committed there is no model.
+    """
+    manifest = read_manifest(location)
+    if manifest.kind != MODEL_KIND:
+        raise UsageError(
+            f"{location} is a committed {manifest.kind}; expected the location of a model, as "
+            "pretrain or "
+            "protect-model printed it"
+        )
+    model: Any = manifest.description["model"]
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    config = {name: value for name, value in model["config"].items() if name in known}
+    for name in ("pixel_mean", "pixel_std"):
+        config[name] = tuple(config[name])
+    return ModelDescription(ModelConfig(**config), model["num_classes"], model["class_names"])
+
+
+def commit_model(
+    output: str,
+    model: Classifier,
+    description: ModelDescription,
+    *,
+    facts: Mapping[str, object],
+) -> Manifest:
+    """Publish ``model`` at ``output`` with its description and the ``facts`` of how it was made.
+
+    Raises:
+        AlreadyCommittedError: something is committed at ``output``.
+    """
+    config = dataclasses.asdict(description.config)
+    # As resolved: a reader must not need the library's table of pre-trained weights to normalise
+    # pixels.
+    config["pixel_mean"] = model.pixel_mean.flatten().tolist()
+    config["pixel_std"] = model.pixel_std.flatten().tolist()
+    described = {
+        "config": config,
+        "num_classes": description.num_classes,
+        "class_names": description.class_names,
+    }
+    weights = {name: t.detach().cpu() for name, t in model.network.state_dict().items()}
+    return commit(
+        output,
+        {WEIGHTS_PART: tensors_to_bytes(weights)},
+        kind=MODEL_KIND,
+        description={**facts, "model": described},
+    )

@@ -1,0 +1,125 @@
+"""`ringfence pretrain`: ordinary training of a classifier on the original domain."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from protection.evaluation import accuracy
+from protection.models import Classifier, ModelConfig, load_weights
+from protection.training import TrainingConfig, TrainingState, start_training, train
+from ray_jobs import domains
+from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
+from ray_jobs.model_files import ModelDescription, commit_model, new_model
+from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, duration, following
+from ray_jobs.runs import Run, open_run, provenance
+from ray_jobs.train_loop import failing_clearly, report_rounds, restore
+from ray_jobs.workers import current_device, current_workers
+from storage.checkpoints import read_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Train a classifier on the original domain and commit it as a model."""
+
+    model: ModelConfig
+    original: DomainConfig
+    output: str
+    """Location to commit the model to; must not exist yet."""
+    weights: str | None = None
+    """Start from these weights: a committed model, or a .safetensors file; null: drawn from the
+    seed."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Reject a cluster that the work cannot fill."""
+        if self.cluster.workers > self.training.shards:
+            raise ValueError(
+                f"cluster.workers is {self.cluster.workers}, but training.shards is "
+                f"{self.training.shards}, so "
+                f"the others would idle; expected at most {self.training.shards} workers, or "
+                "more shards"
+            )
+
+
+def run(job: Pretrain) -> str:
+    """Train, commit, and return the location of the model.
+
+    Raises:
+        ValueError, StorageError: the recipe cannot be run; nothing was started.
+        JobError: the run failed.
+    """
+    job = dataclasses.replace(job, original=domains.absolute(job.original))
+    domain = open_domain(job.original, image_size=job.model.image_size)
+    _start_model(job, domain)  # a wrong name or weight should fail here, before a cluster starts
+    connect(job.cluster)
+    this_run = open_run(job, verb="pretrain")
+    with following(this_run.logs / METRICS_FILE, format_row):
+        run_on_workers(
+            train_loop_per_worker,
+            {"job": job, "run": this_run},
+            cluster=job.cluster,
+            storage_path=str(this_run.state),
+            callback=RowWriter(this_run.logs, step_field="epoch"),
+        )
+    return str(this_run.output)
+
+
+def format_row(row: Row) -> str:
+    """One line of progress."""
+    return (
+        f"pretrain {row['epoch'] + 1}/{row['num_rounds']}  loss {row['loss']:.3f}  "
+        f"validation {row['validation_accuracy']:.3f}  {row['seconds']:.1f} s/epoch  "
+        f"eta {duration(row['eta_seconds'])}"
+    )
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one model; every Ray Train worker runs this function."""
+    return failing_clearly(lambda: _train(config["job"], config["run"]))
+
+
+def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
+    workers, device = current_workers(), current_device()
+    domain = open_domain(job.original, image_size=job.model.image_size)
+    state = start_training(_start_model(job, domain).to(device), job.training)
+    restore(state)
+    report_rounds(
+        train(state, domain.train, domain.validation, config=job.training, workers=workers),
+        state,
+        num_rounds=job.training.epochs,
+        first_round=state.next_epoch,
+        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        workers=workers,
+        device=device,
+    )
+    sets = {"validation_accuracy": domain.validation, "test_accuracy": domain.test}
+    metrics = {
+        name: accuracy(state.model, images, device=device, workers=workers)
+        for name, images in sets.items()
+    }
+    if workers.rank == 0:
+        _commit(job, this_run, state, domain, metrics)
+    return metrics
+
+
+def _commit(
+    job: Pretrain, this_run: Run, state: TrainingState, domain: Domain, metrics: dict[str, float]
+) -> None:
+    facts = {
+        **provenance(this_run),
+        "metrics": metrics,
+        "parents": {"weights": job.weights, "original": digests(domain)},
+    }
+    description = ModelDescription(
+        job.model, domain.train.num_classes, list(domain.train.class_names)
+    )
+    commit_model(str(this_run.output), state.model, description, facts=facts)
+
+
+def _start_model(job: Pretrain, domain: Domain) -> Classifier:
+    model = new_model(job.model, num_classes=domain.train.num_classes, seed=job.training.seed)
+    if job.weights is not None:
+        load_weights(model, read_weights(job.weights), source=job.weights)
+    return model

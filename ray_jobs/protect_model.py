@@ -1,0 +1,185 @@
+"""`ringfence protect-model`: SOPHON on a committed model."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from protection.evaluation import accuracy
+from protection.models import Classifier, ModelConfig
+from protection.sophon.algorithm import Domains, check_domains, protect, start
+from protection.sophon.config import SophonConfig
+from protection.workers import Workers
+from ray_jobs import domains
+from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
+from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
+from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, duration, following
+from ray_jobs.runs import Run, open_run, provenance
+from ray_jobs.train_loop import failing_clearly, report_rounds, restore
+from ray_jobs.workers import current_device, current_workers
+from storage.location import parse_location
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtectModel:
+    """Make a model resist being fine-tuned to restricted domains, and keep its accuracy."""
+
+    model: str
+    """The model to protect: a committed location, as `pretrain` printed it, or a .safetensors
+    file."""
+    original: DomainConfig
+    """The domain that the model was trained on and must keep serving."""
+    restricted: list[DomainConfig]
+    """The domains that it must not be fine-tuned to; each episode draws one."""
+    output: str
+    """Location to commit the protected model to; must not exist yet."""
+    network: ModelConfig | None = None
+    """What a .safetensors file holds the weights of; null for a committed model, which says so
+    itself."""
+    sophon: SophonConfig = field(default_factory=SophonConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
+        is_file = self.model.endswith(".safetensors")
+        if is_file and self.network is None:
+            raise ValueError(
+                f"model is {self.model}, which does not say what network it is of; expected "
+                "network: "
+                "{architecture, image_size, ...} beside it"
+            )
+        if not is_file and self.network is not None:
+            raise ValueError(
+                f"network is given, but model is {self.model}, a committed location that "
+                "describes itself; "
+                "expected network: null (or a .safetensors file)"
+            )
+        if self.cluster.workers > self.sophon.episodes_per_round:
+            raise ValueError(
+                f"cluster.workers is {self.cluster.workers}, but sophon.episodes_per_round is "
+                f"{self.sophon.episodes_per_round}, so the others would idle; expected at most "
+                f"{self.sophon.episodes_per_round} workers, or more episodes"
+            )
+
+
+class _Opened(NamedTuple):
+    description: ModelDescription
+    original: Domain
+    restricted: list[Domain]
+
+    def training_images(self) -> Domains:
+        return Domains(
+            self.original.train,
+            self.original.validation,
+            [domain.train for domain in self.restricted],
+        )
+
+
+def run(job: ProtectModel) -> str:
+    """Protect, commit, and return the location of the protected model.
+
+    Raises:
+        ValueError, StorageError: the recipe cannot be run; nothing was started.
+        JobError: the run failed.
+    """
+    job = dataclasses.replace(
+        job,
+        model=str(parse_location(job.model)),
+        original=domains.absolute(job.original),
+        restricted=[domains.absolute(domain) for domain in job.restricted],
+    )
+    # What does not fit should fail here, before a cluster starts.
+    model_from(_open(job).description, weights=job.model)
+    connect(job.cluster)
+    this_run = open_run(job, verb="protect-model")
+    with following(this_run.logs / METRICS_FILE, format_row):
+        run_on_workers(
+            train_loop_per_worker,
+            {"job": job, "run": this_run},
+            cluster=job.cluster,
+            storage_path=str(this_run.state),
+            callback=RowWriter(this_run.logs, step_field="round_index"),
+        )
+    return str(this_run.output)
+
+
+def format_row(row: Row) -> str:
+    """One line of progress."""
+    query_loss, finetuned = row["query_loss"], row["finetuned_accuracy"]
+    return (
+        f"sophon {row['round_index'] + 1}/{row['num_rounds']}  "
+        f"original {row['original_accuracy']:.3f} ({-row['original_drop']:+.3f})  "
+        f"query-loss {'-' if query_loss is None else f'{query_loss:.3f}'}  "
+        f"finetuned {'-' if finetuned is None else f'{finetuned:.3f}'}  "
+        f"{row['seconds']:.1f} s/round  eta {duration(row['eta_seconds'])}"
+        f"{'  rolled back' if row['is_rolled_back'] else ''}"
+    )
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Protect one model with SOPHON; every Ray Train worker runs this function."""
+    return failing_clearly(lambda: _protect(config["job"], config["run"]))
+
+
+def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
+    workers, device = current_workers(), current_device()
+    opened = _open(job)
+    model = model_from(opened.description, weights=job.model).to(device)
+    unprotected = copy.deepcopy(model)
+    state = start(model, job.sophon)
+    restore(state)
+    report_rounds(
+        protect(state, opened.training_images(), config=job.sophon, workers=workers),
+        state,
+        num_rounds=job.sophon.rounds,
+        first_round=state.next_round,
+        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        workers=workers,
+        device=device,
+    )
+    metrics = _measure(opened, unprotected, model, workers)
+    if workers.rank == 0:
+        facts = {
+            **provenance(this_run),
+            "metrics": metrics,
+            "parents": {
+                "model": job.model,
+                "original": digests(opened.original),
+                "restricted": [digests(domain) for domain in opened.restricted],
+            },
+        }
+        commit_model(str(this_run.output), model, opened.description, facts=facts)
+    return dict(metrics)
+
+
+def _measure(
+    opened: _Opened, unprotected: Classifier, protected: Classifier, workers: Workers
+) -> Mapping[str, float]:
+    sets = {"validation": opened.original.validation, "test": opened.original.test}
+    return {
+        f"{name}_{split}_accuracy": accuracy(
+            model, images, device=protected.device, workers=workers
+        )
+        for name, model in (("unprotected", unprotected), ("protected", protected))
+        for split, images in sets.items()
+    }
+
+
+def _open(job: ProtectModel) -> _Opened:
+    if job.network is None:
+        description = describe(job.model)
+        original = open_domain(job.original, image_size=description.config.image_size)
+    else:
+        original = open_domain(job.original, image_size=job.network.image_size)
+        train = original.train
+        description = ModelDescription(job.network, train.num_classes, list(train.class_names))
+    restricted = [
+        open_domain(domain, image_size=description.config.image_size) for domain in job.restricted
+    ]
+    opened = _Opened(description, original, restricted)
+    check_domains(
+        opened.training_images(), model_classes=description.num_classes, config=job.sophon
+    )
+    return opened

@@ -1,0 +1,92 @@
+"""A run's own place beside its output: `OUTPUT.run`, where an interrupted run is found again.
+
+The recipe is written there first. The same command finds its own recipe and goes on; another recipe
+with the same output is refused with the fields that differ, so two runs never share state
+unnoticed.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_jobs.errors import UsageError
+from storage.blobs import open_blobs
+from storage.commit import is_committed
+from storage.errors import AlreadyCommittedError
+from storage.location import Location, parse_location
+
+logger = logging.getLogger(__name__)
+
+_RECIPE = "recipe.json"
+
+
+class Run(NamedTuple):
+    """Where a run keeps its state and its logs."""
+
+    output: Location
+    state: Location
+    """Training state: beside the output, on S3 if the output is there."""
+    logs: Path
+    """metrics.jsonl and tensorboard/; always on this machine."""
+    recipe: dict[str, Any]
+
+
+def open_run(job: Any, *, verb: str) -> Run:
+    """Begin the run of ``job``, or find it again; nothing is written where it is refused.
+
+    Args:
+        job: the recipe, a dataclass with an ``output``.
+        verb: the command, recorded in the recipe.
+
+    Raises:
+        AlreadyCommittedError: ``job.output`` is committed.
+        UsageError: a run of another recipe was begun for this output.
+    """
+    output = parse_location(job.output)
+    if is_committed(output):
+        raise AlreadyCommittedError(
+            f"output is {output}, which is committed already and never rewritten; expected a "
+            "new location"
+        )
+    state = output.sibling(".run")
+    logs = Path(state.path) if state.is_local else Path.cwd() / state.name
+    recipe = {"command": verb, **dataclasses.asdict(job)}
+    # A recipe as it will be read back: tuples are lists there.
+    recipe = json.loads(json.dumps(recipe))
+    blobs = open_blobs(state)
+    if blobs.exists(_RECIPE):
+        found = json.loads(blobs.get(_RECIPE))
+        differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
+        if differing:
+            raise UsageError(
+                f"output is {output}, for which a run with another recipe was begun "
+                f"({'; '.join(differing)}); "
+                f"expected the same recipe to resume it, or another output (or remove {state})"
+            )
+        logger.info("resuming the run in %s", state)
+    else:
+        blobs.put(_RECIPE, json.dumps(recipe, indent=2).encode())
+    logs.mkdir(parents=True, exist_ok=True)
+    return Run(output, state, logs, recipe)
+
+
+def provenance(run: Run) -> dict[str, object]:
+    """What every manifest says of how it was made."""
+    return {"recipe": run.recipe, "ringfence_version": version("ringfence")}
+
+
+def _without_cluster(recipe: dict[str, Any]) -> dict[str, Any]:
+    # No result depends on the cluster, so a run may be resumed on another.
+    return {name: value for name, value in recipe.items() if name != "cluster"}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
+    elif old != new:
+        yield f"{path} was {old!r}, is {new!r}"

@@ -1,0 +1,187 @@
+"""What a user types: every wrong word ends in one clear line, exit code 2, and nothing written."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ray_jobs.cli import COMMANDS, main, parse
+from ray_jobs.reporting import duration, following, percent
+from tests.conftest import TinyNetwork
+from tests.ray_jobs.conftest import ROOT
+
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model: str) -> dict[str, object]:
+    domain = {"train": "digits:train", "test": "digits:test"}
+    return {
+        "model": model,
+        "original": {**domain, "classes": [0, 1, 2, 3, 4]},
+        "restricted": [{**domain, "classes": [5, 6, 7, 8, 9]}],
+        "output": str(tmp_path / "out" / "protected"),
+    }
+
+
+@pytest.fixture
+def folder_of_one_class(tmp_path: Path) -> str:
+    from PIL import Image
+
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "cat" / "a.png")
+    return str(tmp_path / "images")
+
+
+def refuse(
+    recipe: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main(["protect-model", "--config", str(path), *options]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+    assert len(shown.err.strip().splitlines()) == 1, shown.err
+    assert not (tmp_path / "out").exists()
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sophon.round", "5"], r"sophon\.round.*did you mean sophon\.rounds"),
+        (["--sophon.rounds", "many"], r"sophon\.rounds.*many"),
+        (["--sophon.rounds", "0"], "rounds is 0; expected at least 1"),
+        (["--sophon.max_original_drop", "2"], r"max_original_drop is 2.*did you mean 0\.02"),
+        (["--sophon.suppression_loss", "ice"], "'ice', which names no loss; expected one of"),
+        (["--cluster.workers", "2"], "workers is 2, but sophon.episodes_per_round is 1"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--model", "weights.safetensors"], r"weights\.safetensors, which does not say what"),
+        (["--original.train", "/no/such/folder"], "/no/such/folder"),
+        (["--original.train", "digit:train"], "digit:train"),
+        (["--original.classes", "[0, 1, 2]"], "model has 5 classes, but the original domain has 3"),
+        (["--original.classes", "[0]"], "class"),
+        (["--original.classes", "[0, 1, 2, 3, 77]"], "77"),
+        (["--output", "gs://bucket/x"], "gs://bucket/x"),
+    ],
+)
+def test_bad_option_is_refused_by_name_and_value(
+    options: list[str],
+    message: str,
+    recipe: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = refuse(recipe, tmp_path, capsys, *options)
+    assert re.search(message, shown), shown
+
+
+def test_typo_inside_a_list_of_domains_is_refused(
+    recipe: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["restricted"] = [{"trian": "digits:train", "test": "digits:test"}]
+    assert "did you mean train?" in refuse(recipe, tmp_path, capsys)
+
+
+def test_folder_of_one_class_is_refused_by_its_name(
+    recipe: dict[str, object],
+    folder_of_one_class: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe["restricted"] = [{"train": folder_of_one_class, "test": "digits:test"}]
+    shown = refuse(recipe, tmp_path, capsys)
+    assert folder_of_one_class in shown
+    assert "cat" in shown
+
+
+def test_weights_file_of_another_class_count_is_refused(
+    recipe: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in TinyNetwork(7).state_dict().items()}, path)
+    recipe["model"] = str(path)
+    recipe["network"] = {"architecture": "tests.conftest:TinyNetwork", "image_size": 8}
+    shown = refuse(recipe, tmp_path, capsys)
+    assert re.search(r"head of shape \(7, 64\).*expected 5 classes", shown)
+
+
+def test_pickled_weights_are_refused(
+    recipe: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(TinyNetwork(5).state_dict(), path)
+    recipe["model"] = str(path)
+    assert "weights.pt" in refuse(recipe, tmp_path, capsys)
+
+
+def test_unknown_and_missing_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["protect"]) == 2
+    assert "protect-model" in capsys.readouterr().err
+    assert main([]) == 2
+    assert main(["pretrain", "--config", "no-such.yaml"]) == 2
+    assert "no-such.yaml" in capsys.readouterr().err
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe_opens_with_the_command_that_runs_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    first_line = path.read_text().splitlines()[0]
+    words = first_line.removeprefix("# ").split()
+    assert words[0] == "ringfence"
+    assert words[2:4] == ["--config", str(path.relative_to(ROOT))]
+    name, job = parse(words[1:])
+    assert isinstance(job, COMMANDS[name].recipe)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_print_config_starts_nothing_and_help_explains_every_field(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    # jsonargparse shows the docstring under each field; one without would show its type alone.
+    assert not re.findall(r"\n  --(\S+) [A-Z_]+\n +\((?:type|required)", shown)
+
+
+def test_print_config_shows_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "recipes" / "digits" / "pretrain.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--config", str(path), "--training.epochs", "3", "--print_config"])
+    assert stopped.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["training"]["epochs"] == 3
+    assert shown["original"]["validation_share"] == 0.1
+
+
+def test_progress_follows_whole_lines_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"n": 0}\n')
+    with (
+        caplog.at_level("INFO", logger="ray_jobs"),
+        following(path, lambda row: f"row {row['n']}"),
+        path.open("a", buffering=1) as file,
+    ):
+        file.write('{"n": 1}\n{"n":')
+        file.flush()
+        file.write(" 2}\n")
+    assert [record.getMessage() for record in caplog.records] == ["row 1", "row 2"]
+
+
+def test_numbers_as_a_person_reads_them() -> None:
+    assert (percent(0.1234), percent(None)) == ("12.3 %", "-")
+    assert [duration(s) for s in (45, 720, 12600)] == ["45 s", "12 min", "3.5 h"]

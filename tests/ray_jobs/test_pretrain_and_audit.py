@@ -1,0 +1,87 @@
+"""The jobs around the main one: pre-training shared by workers, and an audit that resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from protection.sophon.adversary import StrategyFamily
+from protection.training import TrainingConfig
+from ray_jobs import audit_model, pretrain
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.errors import UsageError
+from ray_jobs.model_files import describe
+from storage.checkpoints import read_weights
+from storage.commit import read_manifest, read_part
+from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
+from tests.ray_jobs.test_protect_model import assert_same
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+def test_pretraining_is_the_same_on_one_worker_and_two(cluster: str, tmp_path: Path) -> None:
+    locations = []
+    for workers in (1, 2):
+        job = pretrain.Pretrain(
+            model=TINY,
+            original=ORIGINAL,
+            output=str(tmp_path / f"by-{workers}"),
+            training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.05, shards=2),
+            cluster=ClusterConfig(workers=workers),
+        )
+        locations.append(pretrain.run(job))
+    first, second = (read_weights(location) for location in locations)
+    assert_same(first, second)
+    description = describe(locations[0])
+    assert (description.num_classes, len(description.class_names)) == (5, 5)
+    metrics = read_manifest(locations[0]).description["metrics"]
+    assert metrics["test_accuracy"] > 0.7
+
+
+def test_audit_measures_three_starts_and_repeats_no_finished_cell(
+    cluster: str, model: str, tmp_path: Path
+) -> None:
+    job = audit_model.AuditModel(
+        protected=model,
+        unprotected=model,
+        original=ORIGINAL,
+        restricted=[RESTRICTED],
+        output=str(tmp_path / "audit"),
+        adversary=[
+            StrategyFamily(
+                methods=["all_layers", "head_only"], finetune_lrs=[0.05], batch_sizes=[32]
+            )
+        ],
+        epochs=2,
+        seeds=[0, 1],
+        cluster=ClusterConfig(workers=3),
+    )
+    # As an interrupted audit left it: one cell finished, with a value no training would give.
+    resolved = audit_model._resolve(job)
+    cell = next(iter(audit_model._cells(job, resolved)))
+    kept = tmp_path / "audit.run" / "cells"
+    kept.mkdir(parents=True)
+    curve = [{"epoch": 1, "loss": 1.0, "test_accuracy": 0.123}]
+    (kept / f"{cell.key()}.json").write_text(json.dumps(curve))
+
+    location = audit_model.run(job)
+    report = json.loads(read_part(location, "report.json"))
+    assert len(report["curves"]) == 2 * 3 * 2
+    assert report["curves"][cell.key()] == curve
+    gains = [cell["transfer_gain"]["mean"] for cell in report["cells"]]
+    assert gains == sorted(gains, reverse=True)
+    assert report["headline"]["worst_transfer_gain"] == gains[0]
+    # Protected and unprotected are one model here: what they reach must be equal.
+    (other,) = (c for c in report["cells"] if c["cell"].startswith("head_only"))
+    assert other["protected"]["mean"] == pytest.approx(other["unprotected"]["mean"], abs=1e-6)
+    table = read_part(location, "report.md").decode()
+    assert "| head_only sgd 0.05 batch 32 |" in table
+    assert ("HELD under every strategy" in table) == (gains[0] <= 0)
+
+
+def test_audit_of_a_model_without_a_protection_asks_for_what_it_lacks(
+    model: str, tmp_path: Path
+) -> None:
+    job = audit_model.AuditModel(protected=model, output=str(tmp_path / "audit"))
+    with pytest.raises(UsageError, match=r"was not made by protect-model.*expected unprotected"):
+        audit_model.run(job)

@@ -1,0 +1,209 @@
+"""The main job on a real cluster: the same weights from any number of workers, through kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from protection.sophon.adversary import StrategyFamily
+from protection.sophon.config import SophonConfig
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.errors import UsageError
+from ray_jobs.protect_model import ProtectModel, run
+from ray_jobs.reporting import METRICS_FILE
+from storage.checkpoints import read_weights
+from storage.commit import read_manifest
+from storage.errors import AlreadyCommittedError
+from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+# Long enough to be killed in the middle, short enough for a test.
+SOPHON = SophonConfig(
+    rounds=40,
+    episodes_per_round=6,
+    episode_length=4,
+    query_size=8,
+    adversary=[
+        StrategyFamily(
+            methods=["all_layers", "redrawn_head"],
+            optimizers=["sgd", "adam"],
+            finetune_lrs=[0.01],
+            batch_sizes=[16],
+        )
+    ],
+    reinforcement_batch_size=32,
+    reinforcement_shards=3,
+    max_original_drop=1.0,
+)
+
+
+def a_job(model: str, output: Path, *, workers: int) -> ProtectModel:
+    return ProtectModel(
+        model=model,
+        original=ORIGINAL,
+        restricted=[RESTRICTED],
+        output=str(output),
+        sophon=SOPHON,
+        cluster=ClusterConfig(workers=workers, checkpoint_interval_seconds=0),
+    )
+
+
+def rows(output: Path) -> list[dict[str, object]]:
+    path = output.parent / f"{output.name}.run" / METRICS_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_round(output: Path, round_index: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(row["round_index"] == round_index for row in rows(output)):
+        assert time.monotonic() < deadline, f"round {round_index} never came"
+        time.sleep(0.1)
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    for name, tensor in a.items():
+        difference = (tensor.double() - b[name].double()).norm()
+        assert difference <= 1e-5 * tensor.double().norm(), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "protected"
+    assert run(a_job(model, output, workers=1)) == str(output)
+    return output
+
+
+def test_manifest_says_how_the_model_was_made(undisturbed: Path, model: str) -> None:
+    manifest = read_manifest(str(undisturbed))
+    assert manifest.kind == "model"
+    description = manifest.description
+    assert description["recipe"]["command"] == "protect-model"
+    assert description["recipe"]["sophon"]["rounds"] == 40
+    assert description["parents"]["model"] == model
+    assert set(description["metrics"]) == {
+        f"{start}_{split}_accuracy"
+        for start in ("protected", "unprotected")
+        for split in ("validation", "test")
+    }
+    shown = rows(undisturbed)
+    assert [row["round_index"] for row in shown] == list(range(40))
+    assert shown[-1]["eta_seconds"] == 0
+    assert list((undisturbed.parent / "protected.run" / "tensorboard").iterdir())
+
+
+def test_committed_output_is_refused(undisturbed: Path, model: str) -> None:
+    with pytest.raises(AlreadyCommittedError, match=f"output is {undisturbed}.*a new location"):
+        run(a_job(model, undisturbed, workers=1))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_weights_do_not_depend_on_the_number_of_workers(
+    workers: int, undisturbed: Path, model: str, tmp_path: Path
+) -> None:
+    run(a_job(model, tmp_path / "protected", workers=workers))
+    assert_same(read_weights(str(undisturbed)), read_weights(str(tmp_path / "protected")))
+
+
+def test_killed_worker_costs_time_and_nothing_else(
+    undisturbed: Path, model: str, tmp_path: Path
+) -> None:
+    from ray.util.state import list_actors
+
+    output = tmp_path / "protected"
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        wait_for_round(output, 10)
+        filters = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+        pid = list_actors(filters=filters, detail=True)[0].pid
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    run(a_job(model, output, workers=2))
+    killer.join()
+    assert killed
+    assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
+    resumed = [row["round_index"] for row in rows(output)]
+    assert len(resumed) < 2 * 40  # it went on from a checkpoint, not from the start
+
+
+def test_killed_driver_goes_on_with_the_same_command_and_refuses_another(
+    cluster: str, undisturbed: Path, model: str, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    output = tmp_path / "protected"
+    job = a_job(model, output, workers=2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(job)))))
+    command = [sys.executable, "-m", "ray_jobs.cli", "protect-model", "--config", str(recipe)]
+    environment = {**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for_round(output, 10)
+    driver.kill()
+    driver.wait()
+    assert not (output / "MANIFEST.json").exists()
+
+    other = dataclasses.replace(job, sophon=dataclasses.replace(SOPHON, rounds=41))
+    with pytest.raises(UsageError, match=r"sophon\.rounds was 40, is 41"):
+        run(other)
+
+    before = max(row["round_index"] for row in rows(output))
+    again = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == str(output)
+    assert f"resuming the run in {output}.run" in again.stderr
+    first_resumed = int(again.stderr.split("sophon ")[1].split("/")[0])
+    assert 1 < first_resumed <= before + 2
+    assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
+
+
+@pytest.mark.parametrize(
+    ("cluster_config", "message"),
+    [
+        ({"workers": 6}, "workers is 6.*the cluster has 3 CPUs; expected at most 3"),
+        ({"gpus_per_worker": 1}, "gpus_per_worker is 1, but the cluster has 0 GPUs"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_refused_at_once(
+    cluster: str, cluster_config: dict[str, int], message: str, model: str, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    job = dataclasses.replace(
+        a_job(model, tmp_path / "protected", workers=1), cluster=ClusterConfig(**cluster_config)
+    )
+    with pytest.raises(UsageError, match=message):
+        run(job)
+    assert not list(tmp_path.iterdir())  # nothing half-written
+
+
+def test_broken_weights_fail_with_one_message_and_no_retry(
+    cluster: str, tmp_path: Path, model: str
+) -> None:
+    from protection.models import load_weights
+    from ray_jobs.errors import JobError
+    from ray_jobs.model_files import commit_model, describe, model_from
+
+    broken = model_from(describe(model), weights=model)
+    weights = broken.network.state_dict()
+    weights["fc.bias"] = weights["fc.bias"] * torch.nan
+    load_weights(broken, weights, source="test")
+    location = str(tmp_path / "broken")
+    commit_model(location, broken, describe(model), facts={})
+    with pytest.raises(JobError, match="training loss is nan in the reinforcement of round 0"):
+        run(a_job(location, tmp_path / "protected", workers=1))
+    assert not (tmp_path / "protected").exists()

@@ -1,0 +1,1 @@
+"""What a sweep may try: Ray Tune search spaces, keyed by recipe field."""
