@@ -85,17 +85,15 @@ def connect(config: ClusterConfig) -> None:
                 address=address,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                # Console scripts do not put the working directory on the path; a model factory may
-                # be in it.
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                # Console scripts do not put the working directory on the path of the workers they
+                # start, and a model factory may be in it; a running cluster has paths of its own.
+                runtime_env=None if address else {"env_vars": {"PYTHONPATH": _python_path()}},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"address is {address!r}, where no Ray cluster answers "
-                f"({str(error).splitlines()[0]}); "
-                "expected HOST:PORT of a running head node (a cluster with token authentication "
-                "needs "
-                "RAY_AUTH_MODE=token), or null to start one here"
+                f"({str(error).splitlines()[0]}); expected HOST:PORT of a running head node, or "
+                "null to start one here (token authentication needs RAY_AUTH_MODE=token)"
             ) from error
     _check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
 
@@ -114,8 +112,7 @@ def _check_resources(config: ClusterConfig, resources: dict[str, float]) -> None
         if asked > present:
             raise UsageError(
                 f"workers is {config.workers} and {field} is {each:g}, but the cluster has "
-                f"{present:g} {kind}s; "
-                f"expected at most {present:g} {kind}s in all"
+                f"{present:g} {kind}s; expected at most {present:g} {kind}s in all"
             )
 
 

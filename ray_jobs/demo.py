@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from ray_jobs import audit_model, pretrain, protect_model
-from ray_jobs.errors import UsageError
+from ray_jobs.recipes import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -55,21 +53,13 @@ def run(job: Demo) -> str:
         recipe = Path(job.recipes) / f"{name}.yaml"
         arguments = "".join(f" --{field} {value}" for field, value in places.items())
         logger.info("\n$ ringfence %s --config %s%s", name, recipe, arguments)
-        location = run_job(dataclasses.replace(_read(recipe, recipe_type), **places))
+        job_recipe = _on_this_machine(read_recipe(recipe, recipe_type))
+        location = run_job(dataclasses.replace(job_recipe, **places))
     logger.info("demo done in %.0f s; the report is report.md there:", time.monotonic() - started)
     return location
 
 
-def _read(path: Path, recipe_type: Any) -> Any:
-    if not path.is_file():
-        raise UsageError(
-            f"recipes is {str(path.parent)!r}, which has no {path.name}; expected the "
-            "recipes/digits folder "
-            "of Ringfence's repository"
-        )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(recipe_type)
-    recipe = recipe_type(**vars(parser.instantiate(parser.parse_path(path))))
-    # The demo must run on one core, too; no result depends on the number of workers.
+def _on_this_machine(recipe: Any) -> Any:
+    """The demo must run on one core, too; no result depends on the number of workers."""
     workers = min(recipe.cluster.workers, os.cpu_count() or 1)
     return dataclasses.replace(recipe, cluster=dataclasses.replace(recipe.cluster, workers=workers))

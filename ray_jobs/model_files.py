@@ -5,6 +5,7 @@ description in the manifest: architecture, class count, class names, and where i
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,7 @@ from protection.seeds import seeded
 from ray_jobs.errors import UsageError
 from storage.checkpoints import read_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
+from storage.errors import AlreadyCommittedError
 from storage.manifest import Manifest
 
 MODEL_KIND: Final = "model"
@@ -80,7 +82,7 @@ def commit_model(
     """Publish ``model`` at ``output`` with its description and the ``facts`` of how it was made.
 
     Raises:
-        AlreadyCommittedError: something is committed at ``output``.
+        AlreadyCommittedError: something else is committed at ``output``.
     """
     config = dataclasses.asdict(description.config)
     # As resolved: a reader must not need the library's table of pre-trained weights to normalise
@@ -92,10 +94,19 @@ def commit_model(
         "num_classes": description.num_classes,
         "class_names": description.class_names,
     }
-    weights = {name: t.detach().cpu() for name, t in model.network.state_dict().items()}
-    return commit(
-        output,
-        {WEIGHTS_PART: tensors_to_bytes(weights)},
-        kind=MODEL_KIND,
-        description={**facts, "model": described},
-    )
+    tensors = {name: t.detach().cpu() for name, t in model.network.state_dict().items()}
+    weights = tensors_to_bytes(tensors)
+    try:
+        return commit(
+            output,
+            {WEIGHTS_PART: weights},
+            kind=MODEL_KIND,
+            description={**facts, "model": described},
+        )
+    except AlreadyCommittedError:
+        # A worker that dies between its commit and the end of the run commits once more.
+        manifest = read_manifest(output)
+        part = manifest.parts.get(WEIGHTS_PART)
+        if part is None or part.sha256 != hashlib.sha256(weights).hexdigest():
+            raise
+        return manifest

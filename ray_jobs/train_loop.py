@@ -107,7 +107,10 @@ def failing_clearly(loop: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     quiet_worker()
     try:
         return loop()
-    except UnavailableError:
-        raise  # worth a retry
-    except (NonFiniteError, ValueError, StorageError) as error:
+    except NonFiniteError as error:  # raised from reduced numbers, so on every worker
         return {FAILURE: str(error)}
+    except (ValueError, StorageError) as error:
+        is_alone = ray.train.get_context().get_world_size() == 1
+        if is_alone and not isinstance(error, UnavailableError):
+            return {FAILURE: str(error)}
+        raise  # the others wait for this worker in an all-reduce: only its failure frees them

@@ -1,0 +1,157 @@
+"""What a protection is worth: one recipe folder's pipeline, for several seeds.
+
+    python -m benchmarks.protection recipes/cifar10-mnist --data FOLDER --seeds 0 1 2
+
+Every seed is a pipeline of its own: its weights, its protection, its adversary. The table's
+interval is over pipelines. An interrupted benchmark goes on where it was. ``--data`` is a folder
+of ``cifar10-train.parquet`` and the like, read in the place of the recipes' torchvision datasets.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import describe_environment
+from protection.audit.verdict import STARTS, Estimate, estimate, judge, worst_first
+from ray_jobs import audit_model, pretrain, protect_model
+from ray_jobs.domains import DomainConfig
+from ray_jobs.recipes import read_recipe
+from storage.commit import is_committed, read_part
+
+
+def main() -> None:
+    """Run the pipelines and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of NAME-train.parquet, NAME-test.parquet")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    started = time.monotonic()
+    reports = [
+        run_pipeline(options.recipes, options.output / options.recipes.name, seed, options.data)
+        for seed in options.seeds
+    ]
+    print(f"# Protection by {options.recipes}\n\n{describe_environment()}")
+    print(f"Wall time of this call: {(time.monotonic() - started) / 60:.0f} min.\n")
+    print(to_markdown(reports, options.seeds))
+
+
+def run_pipeline(recipes: Path, output: Path, seed: int, data: Path | None) -> dict[str, Any]:
+    """Return the audit's report for one seed, running what is not committed yet."""
+    model, protected, audit = (
+        str((output / f"seed{seed}" / name).absolute()) for name in ("model", "protected", "audit")
+    )
+
+    def domain(config: DomainConfig) -> DomainConfig:
+        return config if data is None else from_parquet(config, data)
+
+    train = read_recipe(recipes / "pretrain.yaml", pretrain.Pretrain)
+    protect = read_recipe(recipes / "protect-model.yaml", protect_model.ProtectModel)
+    attack = read_recipe(recipes / "audit-model.yaml", audit_model.AuditModel)
+    jobs = (
+        (
+            pretrain.run,
+            dataclasses.replace(
+                train,
+                original=domain(train.original),
+                training=dataclasses.replace(train.training, seed=seed),
+                output=model,
+            ),
+        ),
+        (
+            protect_model.run,
+            dataclasses.replace(
+                protect,
+                model=model,
+                original=domain(protect.original),
+                restricted=[domain(config) for config in protect.restricted],
+                sophon=dataclasses.replace(protect.sophon, seed=seed),
+                output=protected,
+            ),
+        ),
+        (
+            audit_model.run,
+            dataclasses.replace(
+                attack,
+                protected=protected,
+                restricted=attack.restricted and [domain(config) for config in attack.restricted],
+                seeds=[seed],
+                output=audit,
+            ),
+        ),
+    )
+    for run, job in jobs:
+        if not is_committed(job.output):
+            run(job)
+    return json.loads(read_part(audit, "report.json"))
+
+
+def from_parquet(config: DomainConfig, data: Path) -> DomainConfig:
+    """``config`` with torchvision/NAME:SPLIT read from ``data``/name-split.parquet."""
+
+    def path(source: str) -> str:
+        name, _, split = source.removeprefix("torchvision/").partition(":")
+        return str((data / f"{name.lower()}-{split}.parquet").absolute())
+
+    return dataclasses.replace(
+        config, train=path(config.train), test=path(config.test), download=False
+    )
+
+
+def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
+    """Table over pipelines, worst strategy first, in per cent."""
+    names = [cell["cell"] for cell in reports[0]["cells"]]
+    verdicts = worst_first(
+        judge(
+            name,
+            {
+                start: [
+                    next(c for c in report["cells"] if c["cell"] == name)[start]["mean"]
+                    for report in reports
+                ]
+                for start in STARTS
+            },
+        )
+        for name in names
+    )
+    originals = [report["headline"]["original_accuracy"] for report in reports]
+    before, after, drop = (
+        estimate(values)
+        for values in (
+            [o["unprotected"] for o in originals],
+            [o["protected"] for o in originals],
+            [o["unprotected"] - o["protected"] for o in originals],
+        )
+    )
+    lines = [
+        f"Original test accuracy: {show(before)} unprotected, {show(after)} protected, "
+        f"drop {show(drop)} points (seeds {seeds}).",
+        "",
+        f"Restricted test accuracy after {reports[0]['epochs']} epochs, %:",
+        "",
+        "| strategy | protected | scratch | unprotected | protected - scratch |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {v.cell} | {show(v.accuracies['protected'])} | {show(v.accuracies['scratch'])} | "
+        f"{show(v.accuracies['unprotected'])} | {show(v.transfer_gain)} |"
+        for v in verdicts
+    ]
+    return "\n".join(lines)
+
+
+def show(value: Estimate) -> str:
+    """Mean and half-width of the 95 % interval, in per cent."""
+    margin = "" if value.margin is None else f" ± {100 * value.margin:.1f}"
+    return f"{100 * value.mean:.1f}{margin}"
+
+
+if __name__ == "__main__":
+    main()
