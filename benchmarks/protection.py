@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment
-from protection.audit.verdict import STARTS, Estimate, estimate, judge, worst_first
+from protection.audit.verdict import STARTS, estimate, judge, worst_first
 from ray_jobs import audit_model, pretrain, protect_model
+from ray_jobs.audit_report import show
 from ray_jobs.domains import DomainConfig
 from ray_jobs.recipes import read_recipe
 from storage.commit import is_committed, read_part
@@ -145,12 +146,6 @@ def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
         for v in verdicts
     ]
     return "\n".join(lines)
-
-
-def show(value: Estimate) -> str:
-    """Mean and half-width of the 95 % interval, in per cent."""
-    margin = "" if value.margin is None else f" ± {100 * value.margin:.1f}"
-    return f"{100 * value.mean:.1f}{margin}"
 
 
 if __name__ == "__main__":

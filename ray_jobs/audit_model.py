@@ -18,16 +18,17 @@ import ray.exceptions
 import torch
 
 from protection.audit.fine_tuning import fine_tune
-from protection.audit.verdict import STARTS, CellVerdict, Estimate, judge, worst_first
+from protection.audit.verdict import STARTS
 from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.sophon.adversary import Strategy, StrategyFamily, check_fits
 from ray_jobs import domains
+from ray_jobs.audit_report import build_report, to_markdown
 from ray_jobs.cluster import ClusterConfig, connect, device_is_gpu
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
-from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration, percent
+from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration
 from ray_jobs.runs import Run, open_run, provenance
 from storage.blobs import open_blobs
 from storage.commit import commit, read_manifest
@@ -110,7 +111,13 @@ def run(job: AuditModel) -> str:
     this_run = open_run(job, verb="audit-model")
     results = _run_cells(job, resolved, this_run)
     original = _original_accuracies(job, resolved)
-    report = _report(job, resolved, results, original)
+    report = build_report(
+        _accuracies(resolved, results),
+        original=original,
+        epochs=job.epochs,
+        seeds=job.seeds,
+        curves={cell.key(): curve for cell, curve in results.items()},
+    )
     commit(
         str(this_run.output),
         {
@@ -138,9 +145,8 @@ def _resolve(job: AuditModel) -> _Resolved:
         job.restricted,
     ):
         raise UsageError(
-            f"{protected} was not made by protect-model, so it names no unprotected model and "
-            "no domains; "
-            "expected unprotected, original and restricted in the recipe"
+            f"{protected} was not made by protect-model, so it names no unprotected model and no "
+            "domains; expected unprotected, original and restricted in the recipe"
         )
     unprotected = job.unprotected or recipe["model"]
     original = job.original or DomainConfig(**recipe["original"])
@@ -282,85 +288,14 @@ def _original_accuracies(job: AuditModel, resolved: _Resolved) -> dict[str, floa
     return result
 
 
-def _report(
-    job: AuditModel,
-    resolved: _Resolved,
-    results: dict[Cell, list[Row]],
-    original: dict[str, float],
-) -> dict[str, Any]:
-    by_cell: dict[tuple[int, Strategy], dict[str, list[float]]] = {}
-    for cell, curve in results.items():
-        starts = by_cell.setdefault((cell.domain_index, cell.strategy), {s: [] for s in STARTS})
-        starts[cell.start].append(curve[-1]["test_accuracy"])
-    verdicts = worst_first(
-        judge(_name(index, strategy, resolved), accuracies)
-        for (index, strategy), accuracies in by_cell.items()
-    )
-    return {
-        "headline": {
-            "worst_transfer_gain": verdicts[0].transfer_gain.mean,
-            "worst_cell": verdicts[0].cell,
-            "num_cells": len(verdicts),
-            "num_cells_held": sum(verdict.holds for verdict in verdicts),
-            "original_accuracy": original,
-        },
-        "epochs": job.epochs,
-        "seeds": job.seeds,
-        "cells": [_to_json(verdict) for verdict in verdicts],
-        "curves": {cell.key(): curve for cell, curve in results.items()},
-    }
-
-
-def _name(domain_index: int, strategy: Strategy, resolved: _Resolved) -> str:
+def _accuracies(
+    resolved: _Resolved, results: dict[Cell, list[Row]]
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracy after the last epoch by strategy and domain, by start, in the order of seeds."""
     several = len(resolved.restricted) > 1
-    return f"domain {domain_index}: {strategy}" if several else str(strategy)
-
-
-def _to_json(verdict: CellVerdict) -> dict[str, Any]:
-    return {
-        "cell": verdict.cell,
-        "holds": verdict.holds,
-        "transfer_gain": verdict.transfer_gain._asdict(),
-        **{start: value._asdict() for start, value in verdict.accuracies.items()},
-    }
-
-
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the report as a person reads it: the verdict, then the table, worst cell first."""
-    headline = report["headline"]
-    held, total = headline["num_cells_held"], headline["num_cells"]
-    original = headline["original_accuracy"]
-    drop = 100 * (original["unprotected"] - original["protected"])
-    gain = 100 * headline["worst_transfer_gain"]
-    failed = total - held
-    verdict = (
-        f"DID NOT HOLD: {failed} of {total} strategies do better from it than from scratch"
-        if failed
-        else "HELD under every strategy tried"
-    )
-    seeds = len(report["seeds"])
-    lines = [
-        f"The protection {verdict}.",
-        f"Worst case: {gain:+.1f} points over from-scratch, by {headline['worst_cell']}.",
-        f"Original accuracy: {percent(original['unprotected'])} unprotected, "
-        f"{percent(original['protected'])} protected ({-drop:+.1f} points).",
-        "",
-        f"Restricted test accuracy after {report['epochs']} epochs, mean over {seeds} seed"
-        f"{'s' if seeds > 1 else ''}{' and 95 % interval' if seeds > 1 else ''}:",
-        "",
-        "| strategy | protected | scratch | unprotected | protected - scratch | held |",
-        "|---|---|---|---|---|---|",
-    ]
-    for cell in report["cells"]:
-        values = [
-            _show(Estimate(**cell[start])) for start in ("protected", "scratch", "unprotected")
-        ]
-        gain_text = _show(Estimate(**cell["transfer_gain"]), sign="+")
-        held_text = "yes" if cell["holds"] else "NO"
-        lines.append(f"| {cell['cell']} | {' | '.join(values)} | {gain_text} | {held_text} |")
-    return "\n".join([*lines, ""])
-
-
-def _show(value: Estimate, *, sign: str = "") -> str:
-    margin = "" if value.margin is None else f" ± {100 * value.margin:.1f}"
-    return f"{100 * value.mean:{sign}.1f}{margin}"
+    table: dict[str, dict[str, list[float]]] = {}
+    for cell, curve in results.items():
+        prefix = f"domain {cell.domain_index}: " if several else ""
+        starts = table.setdefault(f"{prefix}{cell.strategy}", {start: [] for start in STARTS})
+        starts[cell.start].append(curve[-1]["test_accuracy"])
+    return table

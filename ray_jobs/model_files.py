@@ -34,7 +34,10 @@ class ModelDescription(NamedTuple):
 def new_model(config: ModelConfig, *, num_classes: int, seed: int) -> Classifier:
     """Classifier with weights drawn from ``seed``; the same on every worker."""
     with seeded(seed, "weights", device=torch.device("cpu")):
-        return build_model(config, num_classes=num_classes)
+        model = build_model(config, num_classes=num_classes)
+    # The layout that convolutions compute in, on CPU and GPU: a step of a small ResNet takes a
+    # quarter less time on a CPU than with a conversion around every layer.
+    return model.to(memory_format=torch.channels_last)
 
 
 def model_from(description: ModelDescription, *, weights: str) -> Classifier:
