@@ -82,7 +82,7 @@ def simulate(
         )
         queried = [parameter for parameter in model.parameters() if parameter in accumulators]
         try:
-            for support, query in _batches(episode, device=device):
+            for support, query in draw_batches(episode, device=device):
                 support_loss = F.cross_entropy(model(support.images), support.labels)
                 _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
 
@@ -98,7 +98,7 @@ def simulate(
     return EpisodeOutcome(torch.stack(losses), hits.float().mean())
 
 
-def _batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:
+def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:
     """Support and query of each step: disjoint, drawn anew every step."""
     support_size, query_size = episode.strategy.batch_size, episode.query_size
     rng = generator(episode.seed, "batches")

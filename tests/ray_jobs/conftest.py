@@ -9,6 +9,9 @@ from protection.models import Classifier, ModelConfig
 from ray_jobs.domains import DomainConfig
 from ray_jobs.model_files import ModelDescription, commit_model
 from tests.conftest import TinyNetwork
+from tests.storage.conftest import s3_endpoint, s3_location
+
+__all__ = ["s3_endpoint", "s3_location"]  # fixtures of the storage tests, used here as well
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
@@ -29,7 +32,16 @@ def cluster() -> Iterator[str]:
         num_cpus=3,
         log_to_driver=False,
         object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                # Of the S3 server in the test process; it takes any key.
+                "AWS_ACCESS_KEY_ID": "key-of-the-tests",
+                "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+        },
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()

@@ -1,5 +1,6 @@
 """The main job on a real cluster: the same weights from any number of workers, through kills."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,15 +14,20 @@ import pytest
 import torch
 import yaml
 
+from protection.models import load_weights
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
+from ray_jobs.cli import main
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import UsageError
+from ray_jobs.model_files import commit_model, describe, model_from
 from ray_jobs.protect_model import ProtectModel, run
 from ray_jobs.reporting import METRICS_FILE
+from storage.blobs import open_blobs
 from storage.checkpoints import read_weights
 from storage.commit import read_manifest
 from storage.errors import AlreadyCommittedError
+from storage.location import Location
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -55,6 +61,12 @@ def a_job(model: str, output: Path, *, workers: int) -> ProtectModel:
         sophon=SOPHON,
         cluster=ClusterConfig(workers=workers, checkpoint_interval_seconds=0),
     )
+
+
+def write_recipe(job: ProtectModel, folder: Path) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(job)))))
+    return str(path)
 
 
 def rows(output: Path) -> list[dict[str, object]]:
@@ -113,6 +125,25 @@ def test_weights_do_not_depend_on_the_number_of_workers(
     assert_same(read_weights(str(undisturbed)), read_weights(str(tmp_path / "protected")))
 
 
+@pytest.mark.s3
+def test_state_and_result_are_kept_on_s3(
+    undisturbed: Path,
+    model: str,
+    s3_location: Location,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # logs of a run on S3 are kept in the working directory
+    output = s3_location / "protected"
+    job = a_job(model, tmp_path, workers=1)
+    assert run(dataclasses.replace(job, output=str(output))) == str(output)
+    assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
+    kept = open_blobs(output.sibling(".run")).list()
+    assert "recipe.json" in kept
+    assert any(name.startswith("train/round-000040/") for name in kept)
+    assert len((tmp_path / "protected.run" / METRICS_FILE).read_text().splitlines()) == 40
+
+
 def test_killed_worker_costs_time_and_nothing_else(
     undisturbed: Path, model: str, tmp_path: Path
 ) -> None:
@@ -141,13 +172,10 @@ def test_killed_worker_costs_time_and_nothing_else(
 def test_killed_driver_goes_on_with_the_same_command_and_refuses_another(
     cluster: str, undisturbed: Path, model: str, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     output = tmp_path / "protected"
     job = a_job(model, output, workers=2)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(job)))))
-    command = [sys.executable, "-m", "ray_jobs.cli", "protect-model", "--config", str(recipe)]
+    recipe = write_recipe(job, tmp_path)
+    command = [sys.executable, "-m", "ray_jobs.cli", "protect-model", "--config", recipe]
     environment = {**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_for_round(output, 10)
@@ -181,8 +209,6 @@ def test_killed_driver_goes_on_with_the_same_command_and_refuses_another(
 def test_a_cluster_that_is_too_small_is_refused_at_once(
     cluster: str, cluster_config: dict[str, int], message: str, model: str, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     job = dataclasses.replace(
         a_job(model, tmp_path / "protected", workers=1), cluster=ClusterConfig(**cluster_config)
     )
@@ -192,18 +218,18 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
 
 
 def test_broken_weights_fail_with_one_message_and_no_retry(
-    cluster: str, tmp_path: Path, model: str
+    cluster: str, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from protection.models import load_weights
-    from ray_jobs.errors import JobError
-    from ray_jobs.model_files import commit_model, describe, model_from
-
     broken = model_from(describe(model), weights=model)
     weights = broken.network.state_dict()
     weights["fc.bias"] = weights["fc.bias"] * torch.nan
     load_weights(broken, weights, source="test")
     location = str(tmp_path / "broken")
     commit_model(location, broken, describe(model), facts={})
-    with pytest.raises(JobError, match="training loss is nan in the reinforcement of round 0"):
-        run(a_job(location, tmp_path / "protected", workers=1))
+    recipe = write_recipe(a_job(location, tmp_path / "protected", workers=1), tmp_path)
+    assert main(["protect-model", "--config", recipe]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "training loss is nan in the reinforcement of round 0" in shown.err
+    assert "Traceback" not in shown.err
     assert not (tmp_path / "protected").exists()

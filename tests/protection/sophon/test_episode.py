@@ -6,7 +6,7 @@ from torch import Tensor
 
 from protection.models import Classifier
 from protection.sophon.adversary import METHODS, OPTIMIZERS, Strategy
-from protection.sophon.episode import Episode, _batches, simulate
+from protection.sophon.episode import Episode, draw_batches, simulate
 from protection.sophon.losses import SUPPRESSION_LOSSES, inverse_cross_entropy
 from tests.conftest import random_images, tiny_classifier
 from tests.references import sophon as references
@@ -34,7 +34,7 @@ def gradient_of(model: Classifier, an_episode: Episode, loss=inverse_cross_entro
 
 
 def float64_batches(an_episode: Episode) -> Iterator:
-    for support, query in _batches(an_episode, device=torch.device("cpu")):
+    for support, query in draw_batches(an_episode, device=torch.device("cpu")):
         yield (
             support._replace(images=support.images.double()),
             query._replace(images=query.images.double()),
@@ -151,7 +151,7 @@ def test_head_only_reaches_every_layer_but_trains_the_head_alone() -> None:
 
 def test_support_and_query_are_disjoint_at_every_step() -> None:
     an_episode = episode(8)
-    for support, query in _batches(an_episode, device=torch.device("cpu")):
+    for support, query in draw_batches(an_episode, device=torch.device("cpu")):
         assert len(support.labels) == 12
         assert len(query.labels) == 6
         both = torch.cat([support.images, query.images]).flatten(1)
