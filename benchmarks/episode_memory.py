@@ -50,8 +50,8 @@ def main() -> None:
     for name, length in CASES:
         command = [sys.executable, "-m", "benchmarks.episode_memory", "--device", options.device]
         command += ["--image-size", str(options.image_size), "--case", name, str(length)]
-        # glibc otherwise raises this threshold as it goes and keeps freed tensors in its heap, so that
-        # the resident memory would show its fragmentation and not what is alive.
+        # glibc otherwise raises this threshold as it goes and keeps freed tensors in its heap: the
+        # resident memory would show its fragmentation and not what is alive.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
         shown = json.loads(subprocess.check_output(command, text=True, env=environment))
         print(f"| {name} | {length} | {shown['mebibytes']:.0f} | {shown['seconds']:.1f} |")

@@ -14,21 +14,29 @@ _BLOCK_SIZE: Final = 256
 
 
 def accuracy(
-    model: nn.Module, images: Images, *, device: torch.device, workers: Workers = ALONE
+    model: nn.Module,
+    images: Images,
+    *,
+    device: torch.device,
+    workers: Workers = ALONE,
+    max_images: int | None = None,
 ) -> float:
     """Share of ``images`` whose class ``model`` ranks first, in [0, 1], in eval mode.
 
-    All workers must call it; all get the same number. A set of more classes than the model has
-    counts the classes it cannot name as wrong.
+    Measured on ``max_images`` of them, evenly spaced, or on all where it is None. All workers must
+    call it; all get the same number. A set of more classes than the model has counts the classes it
+    cannot name as wrong.
     """
     if len(images) == 0:
         raise ValueError("images is empty, so it has no accuracy; expected at least 1 image")
+    # Evenly spaced: the first images of a folder are all of its first class.
+    num_images = min(len(images), max_images or len(images))
+    chosen = torch.arange(num_images) * len(images) // num_images
+    blocks = chosen.split(_BLOCK_SIZE)
     correct = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model):
-        num_blocks = -(-len(images) // _BLOCK_SIZE)
-        for block in workers.share(num_blocks):
-            indices = torch.arange(block * _BLOCK_SIZE, min((block + 1) * _BLOCK_SIZE, len(images)))
-            batch = read_batch(images, indices, device=device)
+        for block in workers.share(len(blocks)):
+            batch = read_batch(images, blocks[block], device=device)
             correct += (model(batch.images).argmax(dim=-1) == batch.labels).sum()
     workers.sum_in_place([correct])
-    return correct.item() / len(images)
+    return correct.item() / num_images

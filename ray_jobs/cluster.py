@@ -79,10 +79,10 @@ def connect(config: ClusterConfig) -> None:
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         address = config.address or os.environ.get("RAY_ADDRESS")
-        logger.info("connecting to Ray at %s", address or "an embedded cluster on this machine")
+        logger.info("%s", f"connecting to Ray at {address}" if address else "starting Ray")
         try:
             ray.init(
-                address=address,
+                address=address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 # Console scripts do not put the working directory on the path of the workers they

@@ -142,7 +142,13 @@ def protect(
     check_domains(domains, model_classes=model.num_classes, config=config)
 
     def original_accuracy() -> float:
-        return accuracy(model, domains.original_validation, device=model.device, workers=workers)
+        return accuracy(
+            model,
+            domains.original_validation,
+            device=model.device,
+            workers=workers,
+            max_images=config.validation_images,
+        )
 
     if state.start_accuracy is None:
         state.start_accuracy = original_accuracy()

@@ -35,9 +35,11 @@ class SophonConfig:
     """Original images per reinforcement step."""
     reinforcement_shards: int = 1
     """Parts of that batch that workers share; BatchNorm sees one part at a time."""
+    validation_images: int = 1000
+    """Original validation images, at most, on which every round is measured."""
     max_original_drop: float = 0.05
-    """Greatest loss of original validation accuracy, in [0, 1], before a round is rolled back (not
-    in the paper)."""
+    """Greatest loss of original validation accuracy, in [0, 1], before a round is rolled back; 1:
+    never, as in the paper."""
     max_rollbacks: int = 20
     """Rounds rolled back one after another before the run gives up."""
     seed: int = 0
@@ -58,6 +60,7 @@ class SophonConfig:
             "reinforcement_batch_size",
             "reinforcement_shards",
             "max_rollbacks",
+            "validation_images",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")

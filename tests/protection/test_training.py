@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from protection.batches import Batch
+from protection.batches import Batch, TensorImages
 from protection.evaluation import accuracy
 from protection.training import (
     NonFiniteError,
@@ -134,3 +134,19 @@ def test_accuracy_counts_and_leaves_the_mode() -> None:
 def test_bad_training_config_names_the_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**change)
+
+
+def test_accuracy_of_a_part_takes_images_evenly_spaced() -> None:
+    images = random_images(300)
+    order = images.labels.argsort()  # as a folder of class folders is read: class after class
+    images = TensorImages(images.images[order], images.labels[order], num_classes=3)
+    model = tiny_classifier()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))  # says 1 always
+    assert accuracy(model, images, device=CPU, max_images=30) == pytest.approx(1 / 3)
+    assert accuracy(model, images, device=CPU, max_images=999) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="images is empty"):
+        accuracy(
+            model, TensorImages(images.images[:0], images.labels[:0], num_classes=3), device=CPU
+        )

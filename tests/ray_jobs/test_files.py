@@ -1,0 +1,141 @@
+"""What jobs keep beside their results: run folders, domains, model files."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from protection.models import ModelConfig
+from ray_jobs import domains
+from ray_jobs.domains import DomainConfig, open_domain
+from ray_jobs.errors import UsageError
+from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from, new_model
+from ray_jobs.pretrain import Pretrain
+from ray_jobs.reporting import append_rows
+from ray_jobs.runs import open_run
+from storage.commit import commit
+from storage.errors import AlreadyCommittedError
+from tests.conftest import TinyNetwork
+from tests.ray_jobs.conftest import ORIGINAL, TINY
+
+
+def a_job(output: Path, **changes: object) -> Pretrain:
+    return dataclasses.replace(
+        Pretrain(model=TINY, original=ORIGINAL, output=str(output)), **changes
+    )
+
+
+def test_the_same_recipe_finds_its_run_again_on_any_cluster(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model")
+    first = open_run(job, verb="pretrain")
+    larger = dataclasses.replace(job.cluster, checkpoint_interval_seconds=5)
+    again = open_run(dataclasses.replace(job, cluster=larger), verb="pretrain")
+    assert again.state == first.state
+    assert json.loads((tmp_path / "model.run" / "recipe.json").read_text())["command"] == "pretrain"
+
+
+def test_another_recipe_is_refused_with_every_field_that_differs(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model")
+    open_run(job, verb="pretrain")
+    training = dataclasses.replace(job.training, epochs=7, seed=1)
+    with pytest.raises(UsageError, match=r"epochs was 120, is 7; training\.seed was 0, is 1"):
+        open_run(dataclasses.replace(job, training=training), verb="pretrain")
+    with pytest.raises(UsageError, match="command was 'pretrain', is 'audit-model'"):
+        open_run(job, verb="audit-model")
+
+
+def test_committed_output_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    commit(str(tmp_path / "model"), {}, kind="model", description={})
+    with pytest.raises(AlreadyCommittedError, match="is committed already"):
+        open_run(a_job(tmp_path / "model"), verb="pretrain")
+    assert not (tmp_path / "model.run").exists()
+
+
+def test_domain_sets_are_disjoint_and_validation_comes_from_training() -> None:
+    domain = open_domain(ORIGINAL, image_size=8)
+    train, validation = set(domain.train.rows.tolist()), set(domain.validation.rows.tolist())
+    assert not train & validation
+    assert len(validation) == round(0.1 * len(train | validation))
+    assert domain.test.num_classes == 5
+
+
+def test_domain_with_other_classes_in_its_test_set_is_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split, names in (("train", "abc"), ("test", "ab")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("L", (8, 8), index).save(tmp_path / split / name / f"{index}.png")
+    config = DomainConfig(train=str(tmp_path / "train"), test=str(tmp_path / "test"))
+    with pytest.raises(ValueError, match=r"test has 2 classes, but .*train has 3"):
+        open_domain(config, image_size=8)
+
+
+def test_local_paths_of_a_domain_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    config = domains.absolute(DomainConfig(train="images", test="digits:test"))
+    assert config.train == str(tmp_path / "images")
+    assert config.test == "digits:test"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation_share": 1.5}, "validation_share is 1.5, a share"),
+        ({"max_train_images": 0}, "max_train_images is 0"),
+    ],
+)
+def test_bad_domain_names_the_value(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DomainConfig(train="a", test="b", **change)
+
+
+def test_committed_model_comes_back_and_its_file_loads_without_ringfence(
+    model: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    first = model_from(describe(model), weights=model)
+    (path,) = Path(model).glob("model.*.safetensors")
+    network = TinyNetwork(5)
+    network.load_state_dict(load_file(path))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, first.network.state_dict()[name])
+
+
+def test_committing_the_same_weights_twice_is_no_rivalry_but_others_are(tmp_path: Path) -> None:
+    location = str(tmp_path / "model")
+    config = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
+    model = new_model(config, num_classes=5, seed=0)
+    description = describe_of(config)
+    first = commit_model(location, model, description, facts={"run": 1})
+    assert commit_model(location, model, description, facts={"run": 2}).parts == first.parts
+    other = new_model(config, num_classes=5, seed=1)
+    with pytest.raises(AlreadyCommittedError):
+        commit_model(location, other, description, facts={})
+
+
+def describe_of(config: ModelConfig) -> ModelDescription:
+    return ModelDescription(config, 5, list("abcde"))
+
+
+def test_a_location_of_another_kind_is_no_model(tmp_path: Path) -> None:
+    commit(str(tmp_path / "report"), {}, kind="model-audit", description={})
+    with pytest.raises(UsageError, match="is a committed model-audit; expected the location of a"):
+        describe(str(tmp_path / "report"))
+
+
+def test_rows_that_json_cannot_say_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"loss": float("nan"), "n": 1}])
+    append_rows(path, [{"loss": 0.5, "n": 2}])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"loss": None, "n": 1},
+        {"loss": 0.5, "n": 2},
+    ]
