@@ -33,7 +33,7 @@ CASES = (("in place", 5), ("in place", 50), ("all graphs kept", 5), ("all graphs
 def main() -> None:
     """Run every case in a fresh process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--case", nargs=2, metavar=("NAME", "LENGTH"))
     options = parser.parse_args()

@@ -32,7 +32,7 @@ def accuracy(
     # Evenly spaced: the first images of a folder are all of its first class.
     num_images = min(len(images), max_images or len(images))
     chosen = torch.arange(num_images) * len(images) // num_images
-    blocks = chosen.split(_BLOCK_SIZE)
+    blocks = torch.split(chosen, _BLOCK_SIZE)
     correct = torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model):
         for block in workers.share(len(blocks)):
