@@ -5,12 +5,17 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
 
 from protection.batches import TensorImages
 from protection.models import Classifier
+
+# A slow machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture
