@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ray_jobs import audit_model, demo, pretrain, protect_model
 from ray_jobs.errors import JobError
-from storage.errors import StorageError
+from storage.errors import StorageError, UnavailableError
 
 
 class Command(NamedTuple):
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"ringfence: {_plain(error)}")
     try:
         print(COMMANDS[name].run(recipe))
-    except JobError as error:
+    except (JobError, UnavailableError) as error:
         print(f"ringfence {name}: {error}", file=sys.stderr)
         return 1
     except (ValueError, StorageError) as error:

@@ -27,8 +27,7 @@ from ray_jobs.errors import JobError, UsageError
 
 logger = logging.getLogger(__name__)
 
-# Where a loop returns this key, it failed for a reason that no retry would mend; the value is the
-# message.
+# A loop that returns this key failed in a way that no retry would mend; the value says how.
 FAILURE: Final = "failure"
 
 _TRAIN_ENVIRONMENT: Final = {
