@@ -132,8 +132,8 @@ def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
         )
     )
     lines = [
-        f"Original test accuracy: {show(before)} unprotected, {show(after)} protected, "
-        f"drop {show(drop)} points (seeds {seeds}).",
+        f"Original test accuracy: {show(before)} unprotected, {show(after)} protected, drop "
+        f"{show(drop)} points (seeds {seeds}).",
         "",
         f"Restricted test accuracy after {reports[0]['epochs']} epochs, %:",
         "",

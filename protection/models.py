@@ -53,8 +53,7 @@ class ModelConfig:
         if self.pretrained and self.small_image_stem:
             raise ValueError(
                 "pretrained and small_image_stem are both true, but the stem is new and has no "
-                "weights; "
-                "expected one of them"
+                "weights; expected one of them"
             )
         if self.pixel_std is not None and min(self.pixel_std) <= 0:
             raise ValueError(f"pixel_std is {self.pixel_std}; expected positive numbers")
@@ -211,15 +210,15 @@ def _import_factory(architecture: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = architecture.partition(":")
     if not attribute or "/" in architecture:
         raise ValueError(
-            f"architecture is {architecture!r}; expected timm/NAME, torchvision/NAME "
-            "or package.module:factory"
+            f"architecture is {architecture!r}; expected timm/NAME, torchvision/NAME or "
+            "package.module:factory"
         )
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"architecture is {architecture!r}, which cannot be imported ({error}); "
-            "expected a module on PYTHONPATH and a function in it"
+            f"architecture is {architecture!r}, which cannot be imported ({error}); expected a "
+            "module on PYTHONPATH and a function in it"
         ) from error
     return cast(Callable[..., nn.Module], factory)
 
@@ -228,8 +227,8 @@ def _unknown(architecture: str, library: str, name: str, names: list[str]) -> st
     near = difflib.get_close_matches(name, names, n=3)
     hint = f" (did you mean {' or '.join(f'{library}/{n}' for n in near)}?)" if near else ""
     return (
-        f"architecture is {architecture!r}, which names no {library} model; "
-        f"expected one of {library}'s {len(names)} models{hint}"
+        f"architecture is {architecture!r}, which names no {library} model; expected one of "
+        f"{library}'s {len(names)} models{hint}"
     )
 
 
@@ -241,9 +240,9 @@ def _find_head(network: nn.Module, *, num_classes: int | None) -> str:
     ]
     if not heads:
         raise ValueError(
-            f"{type(network).__name__} has no linear layer with {num_classes} outputs "
-            f"(its linear layers end in {sorted({m.out_features for m in linear.values()})}); "
-            "expected one as its head"
+            f"{type(network).__name__} has no linear layer with {num_classes} outputs (its linear "
+            f"layers end in {sorted({m.out_features for m in linear.values()})}); expected one as "
+            "its head"
         )
     return heads[-1]
 
@@ -254,8 +253,7 @@ def _shrink_stem(network: nn.Module, architecture: str) -> None:
     if not convolutions or convolutions[0][1].stride == (1, 1) or not poolings:
         raise ValueError(
             f"small_image_stem is true, but {architecture} does not begin with a strided "
-            "convolution and a "
-            "max-pooling; expected false (or a ResNet, DenseNet or GoogLeNet)"
+            "convolution and a max-pooling; expected false (or a ResNet, DenseNet or GoogLeNet)"
         )
     name, old = convolutions[0]
     new = nn.Conv2d(
@@ -286,8 +284,7 @@ def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, source: st
     if missing or unexpected or shapes:
         raise ValueError(
             f"{source} does not fit {type(model.network).__name__}: missing {missing[:3]}, "
-            "unexpected "
-            f"{unexpected[:3]}, of other shape {shapes[:3]}; expected the weights of this "
-            "architecture"
+            f"unexpected {unexpected[:3]}, of other shape {shapes[:3]}; expected the weights of "
+            "this architecture"
         )
     model.network.load_state_dict(dict(weights))

@@ -120,9 +120,8 @@ class TrainingConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if self.batch_size < 2 * self.shards:
             raise ValueError(
-                f"shards is {self.shards}, but batch_size is {self.batch_size} and BatchNorm "
-                "needs 2 "
-                f"images a shard; expected at most {self.batch_size // 2}"
+                f"shards is {self.shards}, but batch_size is {self.batch_size} and BatchNorm needs "
+                f"2 images a shard; expected at most {self.batch_size // 2}"
             )
 
 
@@ -207,8 +206,8 @@ def train(
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"{error} at epoch {epoch}, step {step % num_steps}; expected a finite number "
-                    f"(learning_rate is {config.learning_rate}: try a smaller one, and check "
-                    "the weights)"
+                    f"(learning_rate is {config.learning_rate}: try a smaller one, and check the "
+                    "weights)"
                 ) from error
             losses.append(loss)
         state.next_epoch = epoch + 1

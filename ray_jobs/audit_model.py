@@ -24,7 +24,7 @@ from protection.models import Classifier
 from protection.sophon.adversary import Strategy, StrategyFamily, check_fits
 from ray_jobs import domains
 from ray_jobs.audit_report import build_report, to_markdown
-from ray_jobs.cluster import ClusterConfig, connect, device_is_gpu
+from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
@@ -158,7 +158,7 @@ def _resolve(job: AuditModel) -> _Resolved:
         domains.absolute(original),
         tuple(domains.absolute(domain) for domain in restricted),
         job.epochs,
-        device_is_gpu(job.cluster),
+        job.cluster.uses_gpu,
     )
 
 

@@ -69,8 +69,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"Original accuracy: {percent(original['unprotected'])} unprotected, "
         f"{percent(original['protected'])} protected ({-drop:+.1f} points).",
         "",
-        f"Restricted test accuracy after {report['epochs']} epochs, mean over {seeds} seed"
-        f"{'s' if seeds > 1 else ''}{' and 95 % interval' if seeds > 1 else ''}:",
+        f"Restricted test accuracy after {report['epochs']} epochs, mean over {seeds} "
+        f"seed{'s' if seeds > 1 else ''}{' and 95 % interval' if seeds > 1 else ''}:",
         "",
         "| strategy | protected | scratch | unprotected | protected - scratch | held |",
         "|---|---|---|---|---|---|",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +66,11 @@ class ClusterConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether workers compute on a GPU."""
+        return self.gpus_per_worker > 0
+
 
 def connect(config: ClusterConfig) -> None:
     """Connect to the cluster, or start an embedded one, and check that ``config`` fits it.
@@ -115,11 +119,6 @@ def _check_resources(config: ClusterConfig, resources: dict[str, float]) -> None
             )
 
 
-def device_is_gpu(config: ClusterConfig) -> bool:
-    """Return whether workers compute on a GPU."""
-    return config.gpus_per_worker > 0
-
-
 def run_on_workers(
     loop: Callable[[dict[str, Any]], Any],
     loop_config: dict[str, Any],
@@ -138,10 +137,10 @@ def run_on_workers(
         train_loop_config=loop_config,
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
-            use_gpu=device_is_gpu(cluster),
+            use_gpu=cluster.uses_gpu,
             resources_per_worker={
                 "CPU": cluster.cpus_per_worker,
-                **({"GPU": cluster.gpus_per_worker} if device_is_gpu(cluster) else {}),
+                **({"GPU": cluster.gpus_per_worker} if cluster.uses_gpu else {}),
             },
         ),
         run_config=RunConfig(
@@ -160,8 +159,8 @@ def run_on_workers(
     except WorkerGroupError as error:
         rank, cause = next(iter(error.worker_failures.items()))
         raise JobError(
-            f"worker {rank} failed after {cluster.max_failures} restarts: {_one_line(cause)} "
-            f"(its state is in {storage_path}; the same command goes on from there)"
+            f"worker {rank} failed after {cluster.max_failures} restarts: {_one_line(cause)} (its "
+            f"state is in {storage_path}; the same command goes on from there)"
         ) from error
     except (TrainingFailedError, ray.exceptions.RayError) as error:
         raise JobError(
@@ -183,4 +182,3 @@ def quiet_worker() -> None:
     import ray.train.v2._internal.execution.context as context
 
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
-    sys.stdout.flush()

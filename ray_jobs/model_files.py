@@ -64,8 +64,7 @@ def describe(location: str) -> ModelDescription:
     if manifest.kind != MODEL_KIND:
         raise UsageError(
             f"{location} is a committed {manifest.kind}; expected the location of a model, as "
-            "pretrain or "
-            "protect-model printed it"
+            "pretrain or protect-model printed it"
         )
     model: Any = manifest.description["model"]
     known = {field.name for field in dataclasses.fields(ModelConfig)}

@@ -8,11 +8,12 @@ from protection.evaluation import accuracy
 from protection.models import Classifier, ModelConfig, load_weights
 from protection.training import TrainingConfig, TrainingState, start_training, train
 from ray_jobs import domains
-from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
+from ray_jobs.launch import launch
 from ray_jobs.model_files import ModelDescription, commit_model, new_model
-from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, duration, following
-from ray_jobs.runs import Run, open_run, provenance
+from ray_jobs.reporting import Row, duration
+from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds, restore
 from ray_jobs.workers import current_device, current_workers
 from storage.checkpoints import read_weights
@@ -37,9 +38,8 @@ class Pretrain:
         if self.cluster.workers > self.training.shards:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but training.shards is "
-                f"{self.training.shards}, so "
-                f"the others would idle; expected at most {self.training.shards} workers, or "
-                "more shards"
+                f"{self.training.shards}, so the others would idle; expected at most "
+                f"{self.training.shards} workers, or more shards"
             )
 
 
@@ -53,25 +53,21 @@ def run(job: Pretrain) -> str:
     job = dataclasses.replace(job, original=domains.absolute(job.original))
     domain = open_domain(job.original, image_size=job.model.image_size)
     _start_model(job, domain)  # a wrong name or weight should fail here, before a cluster starts
-    connect(job.cluster)
-    this_run = open_run(job, verb="pretrain")
-    with following(this_run.logs / METRICS_FILE, format_row):
-        run_on_workers(
-            train_loop_per_worker,
-            {"job": job, "run": this_run},
-            cluster=job.cluster,
-            storage_path=str(this_run.state),
-            callback=RowWriter(this_run.logs, step_field="epoch"),
-        )
-    return str(this_run.output)
+    return launch(
+        job,
+        verb="pretrain",
+        loop=train_loop_per_worker,
+        format_row=format_row,
+        step_field="epoch",
+    )
 
 
 def format_row(row: Row) -> str:
     """One line of progress."""
     return (
-        f"pretrain {row['epoch'] + 1}/{row['num_rounds']}  loss {row['loss']:.3f}  "
-        f"validation {row['validation_accuracy']:.3f}  {row['seconds']:.1f} s/epoch  "
-        f"eta {duration(row['eta_seconds'])}"
+        f"pretrain {row['epoch'] + 1}/{row['num_rounds']}  loss {row['loss']:.3f}  validation "
+        f"{row['validation_accuracy']:.3f}  {row['seconds']:.1f} s/epoch  eta "
+        f"{duration(row['eta_seconds'])}"
     )
 
 

@@ -12,11 +12,12 @@ from protection.sophon.algorithm import Domains, check_domains, protect, start
 from protection.sophon.config import SophonConfig
 from protection.workers import Workers
 from ray_jobs import domains
-from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
+from ray_jobs.launch import launch
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
-from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, duration, following
-from ray_jobs.runs import Run, open_run, provenance
+from ray_jobs.reporting import Row, duration
+from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds, restore
 from ray_jobs.workers import current_device, current_workers
 from storage.location import parse_location
@@ -52,9 +53,8 @@ class ProtectModel:
             )
         if not is_file and self.network is not None:
             raise ValueError(
-                f"network is given, but model is {self.model}, a committed location that "
-                "describes itself; "
-                "expected network: null (or a .safetensors file)"
+                f"network is given, but model is {self.model}, a committed location that describes "
+                "itself; expected network: null (or a .safetensors file)"
             )
         if self.cluster.workers > self.sophon.episodes_per_round:
             raise ValueError(
@@ -92,29 +92,24 @@ def run(job: ProtectModel) -> str:
     )
     # What does not fit should fail here, before a cluster starts.
     model_from(_open(job).description, weights=job.model)
-    connect(job.cluster)
-    this_run = open_run(job, verb="protect-model")
-    with following(this_run.logs / METRICS_FILE, format_row):
-        run_on_workers(
-            train_loop_per_worker,
-            {"job": job, "run": this_run},
-            cluster=job.cluster,
-            storage_path=str(this_run.state),
-            callback=RowWriter(this_run.logs, step_field="round_index"),
-        )
-    return str(this_run.output)
+    return launch(
+        job,
+        verb="protect-model",
+        loop=train_loop_per_worker,
+        format_row=format_row,
+        step_field="round_index",
+    )
 
 
 def format_row(row: Row) -> str:
     """One line of progress."""
     query_loss, finetuned = row["query_loss"], row["finetuned_accuracy"]
     return (
-        f"sophon {row['round_index'] + 1}/{row['num_rounds']}  "
-        f"original {row['original_accuracy']:.3f} ({-row['original_drop']:+.3f})  "
-        f"query-loss {'-' if query_loss is None else f'{query_loss:.3f}'}  "
-        f"finetuned {'-' if finetuned is None else f'{finetuned:.3f}'}  "
-        f"{row['seconds']:.1f} s/round  eta {duration(row['eta_seconds'])}"
-        f"{'  rolled back' if row['is_rolled_back'] else ''}"
+        f"sophon {row['round_index'] + 1}/{row['num_rounds']}  original "
+        f"{row['original_accuracy']:.3f} ({-row['original_drop']:+.3f})  query-loss "
+        f"{'-' if query_loss is None else f'{query_loss:.3f}'}  finetuned "
+        f"{'-' if finetuned is None else f'{finetuned:.3f}'}  {row['seconds']:.1f} s/round  eta "
+        f"{duration(row['eta_seconds'])}{'  rolled back' if row['is_rolled_back'] else ''}"
     )
 
 

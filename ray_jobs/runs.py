@@ -49,8 +49,8 @@ def open_run(job: Any, *, verb: str) -> Run:
     output = parse_location(job.output)
     if is_committed(output):
         raise AlreadyCommittedError(
-            f"output is {output}, which is committed already and never rewritten; expected a "
-            "new location"
+            f"output is {output}, which is committed already and never rewritten; expected a new "
+            "location"
         )
     state = output.sibling(".run")
     logs = Path(state.path) if state.is_local else Path.cwd() / state.name
@@ -64,8 +64,8 @@ def open_run(job: Any, *, verb: str) -> Run:
         if differing:
             raise UsageError(
                 f"output is {output}, for which a run with another recipe was begun "
-                f"({'; '.join(differing)}); "
-                f"expected the same recipe to resume it, or another output (or remove {state})"
+                f"({'; '.join(differing)}); expected the same recipe to resume it, or another "
+                f"output (or remove {state})"
             )
         logger.info("resuming the run in %s", state)
     else:

@@ -124,9 +124,8 @@ def check_fits(
     for method in {method for family in families for method in family.methods}:
         if not METHODS[method].redraws_head:
             raise ValueError(
-                f"methods has {method!r}, which keeps the model's head of {model_classes} "
-                "classes, but the "
-                f"restricted domain has {domain_classes}; expected redrawn_head or "
+                f"methods has {method!r}, which keeps the model's head of {model_classes} classes, "
+                f"but the restricted domain has {domain_classes}; expected redrawn_head or "
                 "redrawn_head_only"
             )
 

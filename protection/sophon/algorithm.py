@@ -13,6 +13,7 @@ simulated adversary diverged, is rolled back and only reinforces. The run goes o
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from protection.sophon.config import SophonConfig
 from protection.sophon.episode import Episode
 from protection.sophon.losses import SUPPRESSION_LOSSES
 from protection.sophon.reinforcement import reinforce
-from protection.sophon.suppression import SuppressionGradient, suppress, suppression_gradient
+from protection.sophon.suppression import Suppression, suppress, suppression_gradient
 from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers
 
@@ -115,8 +116,8 @@ def check_domains(domains: Domains, *, model_classes: int, config: SophonConfig)
         if largest + config.query_size > len(restricted):
             raise ValueError(
                 f"a step draws {largest} support and {config.query_size} query images, but a "
-                "restricted "
-                f"domain has {len(restricted)}; expected a smaller batch size or more images"
+                f"restricted domain has {len(restricted)}; expected a smaller batch size or more "
+                "images"
             )
 
 
@@ -154,37 +155,21 @@ def protect(
         state.start_accuracy = original_accuracy()
     for round_index in range(state.next_round, config.rounds):
         before = copy.deepcopy(state.state_dict())
-        reason = None
-        try:
-            suppression = suppression_gradient(
-                model,
-                draw_episodes(round_index, domains.restricted, config=config),
-                suppression_loss=SUPPRESSION_LOSSES[config.suppression_loss],
-                workers=workers,
-            )
-            norm = suppress(
-                model,
-                state.suppression_optimizer,
-                suppression.gradient,
-                clip_norm=config.clip_norm,
-            )
-        except NonFiniteError as error:
-            reason = str(error)
-            suppression, norm = SuppressionGradient([], float("nan"), float("nan")), float("nan")
+        suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
-        current = original_accuracy()
-        if reason is None and state.start_accuracy - current > config.max_original_drop:
-            reason = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
+        current, failure = original_accuracy(), suppression.failure
+        if failure is None and state.start_accuracy - current > config.max_original_drop:
+            failure = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
             state.load_state_dict(before)
             reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
             current = original_accuracy()
         state.next_round = round_index + 1
-        state.rollbacks_in_a_row = state.rollbacks_in_a_row + 1 if reason else 0
+        state.rollbacks_in_a_row = state.rollbacks_in_a_row + 1 if failure else 0
         if state.rollbacks_in_a_row >= config.max_rollbacks:
             raise NonFiniteError(
                 f"{config.max_rollbacks} rounds in a row were rolled back, the last (round "
-                f"{round_index}) "
-                f"because {reason}; expected progress (try a smaller suppression_lr or finetune_lr)"
+                f"{round_index}) because {failure}; expected progress (try a smaller "
+                "suppression_lr or finetune_lr)"
             )
         yield RoundMetrics(
             round_index=round_index,
@@ -193,8 +178,8 @@ def protect(
             query_loss=suppression.query_loss,
             finetuned_accuracy=suppression.finetuned_accuracy,
             reinforcement_loss=reinforcement_loss,
-            gradient_norm=norm,
-            is_rolled_back=reason is not None,
+            gradient_norm=suppression.gradient_norm,
+            is_rolled_back=failure is not None,
         )
 
 
@@ -218,6 +203,27 @@ def draw_episodes(
     return episodes
 
 
+def _suppress(
+    state: SophonState, domains: Domains, round_index: int, config: SophonConfig, workers: Workers
+) -> Suppression:
+    try:
+        mean = suppression_gradient(
+            state.model,
+            draw_episodes(round_index, domains.restricted, config=config),
+            suppression_loss=SUPPRESSION_LOSSES[config.suppression_loss],
+            workers=workers,
+        )
+        norm = suppress(
+            state.model,
+            state.suppression_optimizer,
+            mean.gradient,
+            clip_norm=config.clip_norm,
+        )
+    except NonFiniteError as error:  # the same on all workers: it comes of reduced numbers
+        return Suppression(math.nan, math.nan, math.nan, str(error))
+    return Suppression(mean.query_loss, mean.finetuned_accuracy, norm, None)
+
+
 def _reinforce(
     state: SophonState, domains: Domains, round_index: int, config: SophonConfig, workers: Workers
 ) -> float:
@@ -232,7 +238,6 @@ def _reinforce(
         )
     except NonFiniteError as error:
         raise NonFiniteError(
-            f"{error} in the reinforcement of round {round_index}; expected a finite number "
-            "(check the "
-            "weights and the original images)"
+            f"{error} in the reinforcement of round {round_index}; expected a finite number (check "
+            "the weights and the original images)"
         ) from error

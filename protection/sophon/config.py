@@ -49,8 +49,8 @@ class SophonConfig:
         """Reject values that no run can use."""
         if self.suppression_loss not in SUPPRESSION_LOSSES:
             raise ValueError(
-                f"suppression_loss is {self.suppression_loss!r}, which names no loss; "
-                f"expected one of {', '.join(SUPPRESSION_LOSSES)}"
+                f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
+                f"of {', '.join(SUPPRESSION_LOSSES)}"
             )
         for name in (
             "rounds",
@@ -88,6 +88,5 @@ class SophonConfig:
         if self.reinforcement_batch_size < 2 * self.reinforcement_shards:
             raise ValueError(
                 f"reinforcement_shards is {self.reinforcement_shards}, but BatchNorm needs 2 "
-                "images a shard; "
-                f"expected at most {self.reinforcement_batch_size // 2}"
+                f"images a shard; expected at most {self.reinforcement_batch_size // 2}"
             )

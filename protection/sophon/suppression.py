@@ -13,6 +13,17 @@ from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
 
 
+class Suppression(NamedTuple):
+    """What the suppression half of a round did; not numbers where it failed."""
+
+    query_loss: float
+    finetuned_accuracy: float
+    gradient_norm: float
+    """Before clipping."""
+    failure: str | None
+    """Why nothing was changed: a simulated adversary diverged; None where the step was taken."""
+
+
 class SuppressionGradient(NamedTuple):
     """Mean over the episodes of all workers, the same on every worker."""
 

@@ -1,0 +1,57 @@
+"""From a checked recipe to a committed result: what every job on Ray Train does on the driver."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, following
+from ray_jobs.runs import open_run
+
+
+class TrainJob(Protocol):
+    """A recipe that Ray Train runs."""
+
+    @property
+    def output(self) -> str:
+        """Location to commit to."""
+        ...
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """Workers, and where they run."""
+        ...
+
+
+def launch(
+    job: TrainJob,
+    *,
+    verb: str,
+    loop: Callable[[dict[str, Any]], dict[str, Any]],
+    format_row: Callable[[Row], str],
+    step_field: str,
+) -> str:
+    """Run ``loop`` on the workers, show their rows, and return the location that it committed.
+
+    Args:
+        job: the recipe, complete and with absolute paths; ``loop`` gets it as ``job``, and its
+            `Run` as ``run``.
+        verb: the command, recorded in the recipe.
+        loop: the train loop of one worker.
+        format_row: a reported row as a line of progress.
+        step_field: the row's field that counts rounds.
+
+    Raises:
+        UsageError, AlreadyCommittedError: the cluster or the output is refused; nothing is written.
+        JobError: the run failed.
+    """
+    connect(job.cluster)
+    run = open_run(job, verb=verb)
+    with following(run.logs / METRICS_FILE, format_row):
+        run_on_workers(
+            loop,
+            {"job": job, "run": run},
+            cluster=job.cluster,
+            storage_path=str(run.state),
+            callback=RowWriter(run.logs, step_field=step_field),
+        )
+    return str(run.output)
