@@ -29,7 +29,7 @@ from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
 from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration
-from ray_jobs.runs import Run, open_run, provenance
+from ray_jobs.runs import Run, begin, find_run, provenance
 from storage.blobs import open_blobs
 from storage.commit import commit, read_manifest
 from storage.location import parse_location
@@ -107,8 +107,9 @@ def run(job: AuditModel) -> str:
     """
     resolved = _resolve(job)
     _check(job, resolved)
+    this_run = find_run(job, verb="audit-model")
     connect(job.cluster)
-    this_run = open_run(job, verb="audit-model")
+    begin(this_run)
     results = _run_cells(job, resolved, this_run)
     original = _original_accuracies(job, resolved)
     report = build_report(

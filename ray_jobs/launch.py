@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
 from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, following
-from ray_jobs.runs import open_run
+from ray_jobs.runs import begin, find_run
 
 
 class TrainJob(Protocol):
@@ -44,8 +44,9 @@ def launch(
         UsageError, AlreadyCommittedError: the cluster or the output is refused; nothing is written.
         JobError: the run failed.
     """
+    run = find_run(job, verb=verb)
     connect(job.cluster)
-    run = open_run(job, verb=verb)
+    begin(run)
     with following(run.logs / METRICS_FILE, format_row):
         run_on_workers(
             loop,

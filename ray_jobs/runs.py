@@ -35,8 +35,8 @@ class Run(NamedTuple):
     recipe: dict[str, Any]
 
 
-def open_run(job: Any, *, verb: str) -> Run:
-    """Begin the run of ``job``, or find it again; nothing is written where it is refused.
+def find_run(job: Any, *, verb: str) -> Run:
+    """Return the run of ``job``, begun before or not; writes nothing.
 
     Args:
         job: the recipe, a dataclass with an ``output``.
@@ -68,10 +68,15 @@ def open_run(job: Any, *, verb: str) -> Run:
                 f"output (or remove {state})"
             )
         logger.info("resuming the run in %s", state)
-    else:
-        blobs.put(_RECIPE, json.dumps(recipe, indent=2).encode())
-    logs.mkdir(parents=True, exist_ok=True)
     return Run(output, state, logs, recipe)
+
+
+def begin(run: Run) -> None:
+    """Write down that ``run`` was begun: from now on its output belongs to its recipe."""
+    blobs = open_blobs(run.state)
+    if not blobs.exists(_RECIPE):
+        blobs.put(_RECIPE, json.dumps(run.recipe, indent=2).encode())
+    run.logs.mkdir(parents=True, exist_ok=True)
 
 
 def provenance(run: Run) -> dict[str, object]:

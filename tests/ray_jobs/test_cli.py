@@ -36,6 +36,16 @@ def folder_of_one_class(tmp_path: Path) -> str:
     return str(tmp_path / "images")
 
 
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be refused without a cluster is refused before one is started."""
+
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr("ray.init", start)
+
+
 def refuse(
     recipe: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str
 ) -> str:
@@ -67,6 +77,7 @@ def refuse(
         (["--original.classes", "[0]"], "class"),
         (["--original.classes", "[0, 1, 2, 3, 77]"], "77"),
         (["--output", "gs://bucket/x"], "gs://bucket/x"),
+        (["--output", "{model}"], "is committed already and never rewritten"),
     ],
 )
 def test_bad_option_is_refused_by_name_and_value(
@@ -76,6 +87,8 @@ def test_bad_option_is_refused_by_name_and_value(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    model = str(recipe["model"])
+    options = [model if option == "{model}" else option for option in options]
     shown = refuse(recipe, tmp_path, capsys, *options)
     assert re.search(message, shown), shown
 

@@ -14,7 +14,7 @@ from ray_jobs.errors import UsageError
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from, new_model
 from ray_jobs.pretrain import Pretrain
 from ray_jobs.reporting import append_rows
-from ray_jobs.runs import open_run
+from ray_jobs.runs import begin, find_run
 from storage.commit import commit
 from storage.errors import AlreadyCommittedError
 from tests.conftest import TinyNetwork
@@ -29,27 +29,29 @@ def a_job(output: Path, **changes: object) -> Pretrain:
 
 def test_the_same_recipe_finds_its_run_again_on_any_cluster(tmp_path: Path) -> None:
     job = a_job(tmp_path / "model")
-    first = open_run(job, verb="pretrain")
+    first = find_run(job, verb="pretrain")
+    assert not first.state.path.exists()  # looking writes nothing
+    begin(first)
     larger = dataclasses.replace(job.cluster, checkpoint_interval_seconds=5)
-    again = open_run(dataclasses.replace(job, cluster=larger), verb="pretrain")
+    again = find_run(dataclasses.replace(job, cluster=larger), verb="pretrain")
     assert again.state == first.state
     assert json.loads((tmp_path / "model.run" / "recipe.json").read_text())["command"] == "pretrain"
 
 
 def test_another_recipe_is_refused_with_every_field_that_differs(tmp_path: Path) -> None:
     job = a_job(tmp_path / "model")
-    open_run(job, verb="pretrain")
+    begin(find_run(job, verb="pretrain"))
     training = dataclasses.replace(job.training, epochs=7, seed=1)
     with pytest.raises(UsageError, match=r"epochs was 120, is 7; training\.seed was 0, is 1"):
-        open_run(dataclasses.replace(job, training=training), verb="pretrain")
+        find_run(dataclasses.replace(job, training=training), verb="pretrain")
     with pytest.raises(UsageError, match="command was 'pretrain', is 'audit-model'"):
-        open_run(job, verb="audit-model")
+        find_run(job, verb="audit-model")
 
 
 def test_committed_output_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     commit(str(tmp_path / "model"), {}, kind="model", description={})
     with pytest.raises(AlreadyCommittedError, match="is committed already"):
-        open_run(a_job(tmp_path / "model"), verb="pretrain")
+        find_run(a_job(tmp_path / "model"), verb="pretrain")
     assert not (tmp_path / "model.run").exists()
 
 
