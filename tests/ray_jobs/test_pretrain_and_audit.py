@@ -16,7 +16,7 @@ from storage.commit import read_manifest, read_part
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
 from tests.ray_jobs.test_protect_model import assert_same
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_pretraining_is_the_same_on_one_worker_and_two(cluster: str, tmp_path: Path) -> None:
