@@ -25,9 +25,33 @@ from storage.manifest import MANIFEST_NAME, Manifest, Part, require_file_name, r
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
+def stage(location: Address, name: str, data: bytes, *, blobs: BlobStore | None = None) -> Part:
+    """Store one part ahead of its commit; no reader sees it until :func:`commit` names it.
+
+    Args:
+        location: where the commit will be.
+        name: plain file name of the part, as for :func:`commit`.
+        data: its content. Staging the same content again changes nothing.
+        blobs: those of ``location``, where the caller has them open; saves connecting again.
+
+    Returns:
+        What :func:`commit` takes in place of ``data``, in this process or in another.
+
+    Raises:
+        ValueError: ``name`` is no plain file name.
+    """
+    require_file_name(name)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = PurePosixPath(name)
+    path = f"{file.stem}.{sha256}{file.suffix}"
+    blobs = open_blobs(location) if blobs is None else blobs
+    blobs.put(path, data)
+    return Part(path=path, sha256=sha256, size_bytes=len(data))
+
+
 def commit(
     location: Address,
-    parts: Mapping[str, bytes],
+    parts: Mapping[str, bytes | Part],
     *,
     kind: str,
     description: Mapping[str, object],
@@ -38,13 +62,15 @@ def commit(
     Args:
         location: where; nothing may be committed there yet.
         parts: plain file name to content, for example ``model.safetensors``. Stored as
-            ``model.<sha256>.safetensors``, so other tools open it by its suffix.
+            ``model.<sha256>.safetensors``, so other tools open it by its suffix. A part that was
+            staged here before is not stored again.
         kind: what it is, for example ``model``.
         description: how it was made; anything JSON can hold.
         blobs: those of ``location``, where the caller has them open; saves connecting again.
 
     Raises:
         AlreadyCommittedError: ``location`` was committed before; that commit stands untouched.
+        BlobMissingError: a staged part is not there any more; nothing is committed.
         ValueError: a part name is no plain file name, or JSON cannot hold the description.
     """
     location = parse_location(location)
@@ -55,7 +81,11 @@ def commit(
     # Only to fail before gigabytes are uploaded; who wins is decided by put_if_absent below.
     if blobs.exists(MANIFEST_NAME):
         raise _already_committed(location)
-    entries = {name: _put(blobs, name, data) for name, data in sorted(parts.items())}
+    _require_staged(location, parts, blobs)
+    entries = {
+        name: part if isinstance(part, Part) else stage(location, name, part, blobs=blobs)
+        for name, part in sorted(parts.items())
+    }
     manifest = Manifest(
         kind=kind,
         created=datetime.now(UTC).isoformat(),
@@ -158,12 +188,20 @@ def _require_match(location: Location, part: Part, size_bytes: int, sha256: str)
         )
 
 
-def _put(blobs: BlobStore, name: str, data: bytes) -> Part:
-    sha256 = hashlib.sha256(data).hexdigest()
-    file = PurePosixPath(name)
-    path = f"{file.stem}.{sha256}{file.suffix}"
-    blobs.put(path, data)
-    return Part(path=path, sha256=sha256, size_bytes=len(data))
+def _require_staged(
+    location: Location, parts: Mapping[str, bytes | Part], blobs: BlobStore
+) -> None:
+    staged = {name: part.path for name, part in parts.items() if isinstance(part, Part)}
+    if not staged:
+        return
+    # One listing, where asking for each of a dataset's thousands of blobs would take minutes.
+    there = set(blobs.list())
+    for name, path in staged.items():
+        if path not in there:
+            raise BlobMissingError(
+                f"{location / path} is not there, though part {name!r} was staged as it;"
+                " expected a blob staged at this location (stage the part again)"
+            )
 
 
 def _already_committed(location: Location) -> AlreadyCommittedError:

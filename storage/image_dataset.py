@@ -1,20 +1,26 @@
 """A map-style dataset of square 8-bit images that decodes each image at most once if it can.
 
 Guarantee: an index always gives the same pixels and label, whether they came from the source or
-from the cache.
+from the cache. Where images are to be changed and written again, the same index also gives the
+original, its name and all that the source has beside it.
 """
 
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.errors import DatasetError
 from storage.image_sources import ImageSource
+
+_T = TypeVar("_T")
 
 
 class ImageDataset:
@@ -111,6 +117,61 @@ class ImageDataset:
             self._is_cached[position] = True
         return self._cache[positions]
 
+    def originals(self, indices: Tensor | Sequence[int]) -> list[Tensor]:
+        """Return images at their own size and in their own mode, see ``original_images``.
+
+        They are decoded anew by each call and kept nowhere.
+
+        Args:
+            indices: as for :meth:`read`.
+
+        Returns:
+            ``B`` tensors ``(C, H, W)`` uint8, the caller's own, in the order of ``indices``.
+
+        Raises:
+            IndexError: an index is beyond the end.
+            DatasetError: an image cannot be decoded or is not of 8 bits; names the image.
+        """
+        return self._in_row_order(indices, self._source.original)
+
+    def paths(self, indices: Tensor | Sequence[int]) -> list[str | None]:
+        """Return the name that the source keeps for each image; ``None`` where it keeps none.
+
+        Args:
+            indices: as for :meth:`read`.
+        """
+        return self._in_row_order(indices, self._source.path)
+
+    def columns(self, indices: Tensor | Sequence[int]) -> pa.Table | None:
+        """Return the source's columns beside image, label and index; ``None`` if it has none.
+
+        Args:
+            indices: as for :meth:`read`.
+
+        Raises:
+            IndexError: an index is beyond the end.
+            DatasetError: a column has a name that a written dataset needs, or the files of the
+                source differ in their columns.
+        """
+        return self._source.columns(self.rows[self._checked(indices)].tolist())
+
+    def require_unique_index(self) -> None:
+        """Refuse two images with one ``index``, which is to bind a changed image to its original.
+
+        Raises:
+            DatasetError: names the first image whose number an earlier one has, and that one.
+        """
+        order = torch.argsort(self.index, stable=True)
+        is_repeat = self.index[order].diff() == 0
+        if is_repeat.any():
+            second = int(order[1:][is_repeat].min())
+            first = int(torch.nonzero(self.index == self.index[second])[0])
+            raise DatasetError(
+                f"index of image {second} is {int(self.index[second])}, which image {first} has"
+                " too, and index binds every changed image to its original; expected different"
+                " numbers (number the rows anew, or drop the column)"
+            )
+
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageDataset":
         """A view of some images, in the order given, that shares the decoded pixels.
 
@@ -141,6 +202,13 @@ class ImageDataset:
             sha256.update(b"\n%d %d\n" % (label, len(data)))
             sha256.update(data)
         return sha256.hexdigest()
+
+    def _in_row_order(self, indices: Tensor | Sequence[int], get: Callable[[int], _T]) -> list[_T]:
+        # As in read(): neighbours in one Parquet row group are read together.
+        rows = self.rows[self._checked(indices)].tolist()
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        found = {place: get(rows[place]) for place in order}
+        return [found[place] for place in range(len(rows))]
 
     def _decode(self, position: int, target: NDArray[np.uint8]) -> None:
         """Write one image to ``target``, ``(3, H, W)``."""

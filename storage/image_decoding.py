@@ -7,6 +7,8 @@ its pixels untouched, and what cannot be decoded is an error that says which ima
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -52,9 +54,24 @@ def decode_image(data: bytes | memoryview, *, image_size: int, name: str) -> Pix
     Raises:
         DatasetError: ``data`` is no image, is damaged, or has no defined range of values.
     """
+    with opened_image(data, name=name) as image:
+        return square_pixels(image, image_size=image_size, name=name)
+
+
+@contextmanager
+def opened_image(data: bytes | memoryview, *, name: str) -> Iterator[Image.Image]:
+    """The image in ``data``, whose pixels Pillow decodes when the block first uses them.
+
+    Args:
+        data: see :func:`decode_image`.
+        name: which image this is; only named in errors.
+
+    Raises:
+        DatasetError: ``data`` is no image, or turns out damaged inside the block.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return square_pixels(image, image_size=image_size, name=name)
+            yield image
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"{name} has {len(data)} bytes that do not begin like an image;"
@@ -65,6 +82,14 @@ def decode_image(data: bytes | memoryview, *, image_size: int, name: str) -> Pix
             f"{name} has {len(data)} bytes that do not decode as an image"
             f" ({type(error).__name__}: {error}); expected a complete image file"
         ) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return ``image`` turned as its camera was held; itself where it is upright already."""
+    # Looked up first, because exif_transpose copies also what is upright already.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def square_pixels(image: Image.Image, *, image_size: int, name: str) -> Pixels:
@@ -81,10 +106,7 @@ def square_pixels(image: Image.Image, *, image_size: int, name: str) -> Pixels:
     Raises:
         DatasetError: the pixels are floats or wide integers, whose range no format defines.
     """
-    # Looked up first, because exif_transpose copies also what is upright already.
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    rgb = _to_rgb(image, name)
+    rgb = _to_rgb(upright(image), name)
     if rgb.size != (image_size, image_size):
         side = min(rgb.size)
         left, top = (rgb.width - side) / 2, (rgb.height - side) / 2

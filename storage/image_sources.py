@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final, Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from storage.blobs import BlobStore
 from storage.errors import DatasetError
 from storage.image_decoding import Pixels, decode_image
 from storage.location import Location
+from storage.original_images import original_from_bytes
 
 IMAGE_SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
@@ -46,6 +48,23 @@ class ImageSource(Protocol):
 
     def pixels(self, row: int, *, image_size: int) -> Pixels:
         """``(image_size, image_size, 3)`` pixels of image ``row``."""
+
+    def original(self, row: int) -> Tensor:
+        """``(C, H, W)`` uint8 pixels of image ``row`` at its own size and in its own mode."""
+
+    def path(self, row: int) -> str | None:
+        """The name that the source keeps for image ``row``; ``None`` where it keeps none."""
+
+    def columns(self, rows: Sequence[int]) -> pa.Table | None:
+        """All that the source knows of these rows beyond image, path, label and index.
+
+        Returns:
+            One row for each of ``rows``, in that order; ``None`` where there is no such column.
+            The schema says what each column means, where the source says so.
+
+        Raises:
+            DatasetError: the columns cannot stand beside image, label and index in one table.
+        """
 
 
 class FolderImages:
@@ -95,8 +114,21 @@ class FolderImages:
 
     def pixels(self, row: int, *, image_size: int) -> Pixels:
         """See :meth:`ImageSource.pixels`."""
-        name = str(self._location / self._names[row])
-        return decode_image(self.encoded(row), image_size=image_size, name=name)
+        return decode_image(self.encoded(row), image_size=image_size, name=self._row_name(row))
+
+    def original(self, row: int) -> Tensor:
+        """See :meth:`ImageSource.original`."""
+        return original_from_bytes(self.encoded(row), name=self._row_name(row))
+
+    def path(self, row: int) -> str:
+        """See :meth:`ImageSource.path`; below the folder of class folders."""
+        return self._names[row]
+
+    def columns(self, rows: Sequence[int]) -> None:
+        """See :meth:`ImageSource.columns`; a folder has none."""
+
+    def _row_name(self, row: int) -> str:
+        return str(self._location / self._names[row])
 
 
 def check_labels(

@@ -18,6 +18,7 @@ from torch import Tensor
 from storage.errors import DatasetError
 from storage.image_decoding import Pixels, square_pixels
 from storage.image_sources import check_labels
+from storage.original_images import original_pixels
 
 DEFAULT_ROOT: Final = "~/.cache/ringfence"
 DIGITS: Final = ("digits", "digits:train", "digits:test")
@@ -49,8 +50,20 @@ class PillowImages:
 
     def pixels(self, row: int, *, image_size: int) -> Pixels:
         """See :meth:`ImageSource.pixels`."""
-        name = f"{self._name} row {row}"
-        return square_pixels(self._load(row), image_size=image_size, name=name)
+        return square_pixels(self._load(row), image_size=image_size, name=self._row_name(row))
+
+    def original(self, row: int) -> Tensor:
+        """See :meth:`ImageSource.original`."""
+        return original_pixels(self._load(row), name=self._row_name(row))
+
+    def path(self, row: int) -> None:
+        """See :meth:`ImageSource.path`; a decoded image has none."""
+
+    def columns(self, rows: Sequence[int]) -> None:
+        """See :meth:`ImageSource.columns`; there are none."""
+
+    def _row_name(self, row: int) -> str:
+        return f"{self._name} row {row}"
 
 
 def open_digits(name: str) -> PillowImages:

@@ -1,6 +1,6 @@
 """Labelled images in Parquet files, in the layout that Hugging Face ``datasets`` writes.
 
-Guarantee: labels are read and checked at once, encoded images one row group at a time and only
+Guarantee: labels are read and checked at once, everything else one row group at a time and only
 when asked for, so opening a dataset costs little however large it is. Images are fastest read in
 row order: where the encoded images exceed ``cache_bytes``, rows far apart each cost the reading of
 a whole row group.
@@ -9,38 +9,23 @@ a whole row group.
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from storage.blobs import BlobStore
 from storage.errors import DatasetError
 from storage.image_decoding import Pixels, decode_image
 from storage.image_sources import check_labels
 from storage.location import Location
-from storage.parquet_columns import Columns, find_columns
-
-# In quotes: Arrow's classes take type arguments only in its stubs, not when the program runs.
-_Column: TypeAlias = "pa.ChunkedArray[Any]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    name: str
-    where: str  # its whole address, for errors
-    metadata: pq.FileMetaData
-    columns: Columns
-    labels: NDArray[np.int64]
-    index: NDArray[np.int64] | None
+from storage.original_images import original_from_bytes
+from storage.parquet_columns import common_columns
+from storage.parquet_files import read_file
 
 
 class ParquetImages:
@@ -55,26 +40,22 @@ class ParquetImages:
             location: where the files are.
             blobs: the blobs of ``location``.
             names: at least one file, in the order their rows are to have.
-            cache_bytes: the most to keep of encoded images.
+            cache_bytes: the most to keep of what was read.
 
         Raises:
             DatasetError: a file is no Parquet, lacks the columns, or has a wrong label.
         """
-        self._location = location
-        self._blobs = blobs
         self._cache_bytes = cache_bytes
-        self._kept: OrderedDict[int, _Column] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._kept_bytes = 0
         self._lock = threading.Lock()
-        self._files = [self._read_file(name) for name in names]
+        self._files = [read_file(location, blobs, name) for name in names]
         self._first_rows = _starts([len(file.labels) for file in self._files])
         self._groups = [
-            (number, group)
-            for number, file in enumerate(self._files)
-            for group in range(file.metadata.num_row_groups)
+            (file, group) for file in self._files for group in range(file.metadata.num_row_groups)
         ]
         self._group_first_rows = _starts(
-            [self._files[n].metadata.row_group(g).num_rows for n, g in self._groups]
+            [file.metadata.row_group(group).num_rows for file, group in self._groups]
         )
         labels = np.concatenate([file.labels for file in self._files])
         self.class_names = check_labels(labels, self._class_names(), name=self._row_name)
@@ -90,8 +71,9 @@ class ParquetImages:
 
     def encoded(self, row: int) -> memoryview:
         """See :meth:`ImageSource.encoded`; a view of Arrow's memory, not a copy."""
-        group = bisect_right(self._group_first_rows, row) - 1
-        data = self._images(group)[row - self._group_first_rows[group]].as_buffer()
+        number, place = self._find(row)
+        image = self._groups[number][0].columns.image
+        data = self._read(number, (image,)).column(0)[place].as_buffer()
         if data is None:
             raise DatasetError(
                 f"{self._row_name(row)} has no image bytes; expected the encoded image in the file"
@@ -103,58 +85,56 @@ class ParquetImages:
         """See :meth:`ImageSource.pixels`."""
         return decode_image(self.encoded(row), image_size=image_size, name=self._row_name(row))
 
-    def _images(self, number: int) -> _Column:
-        """Encoded images of row group ``number``, read at most once while there is room."""
+    def original(self, row: int) -> Tensor:
+        """See :meth:`ImageSource.original`."""
+        return original_from_bytes(self.encoded(row), name=self._row_name(row))
+
+    def path(self, row: int) -> str | None:
+        """See :meth:`ImageSource.path`."""
+        number, place = self._find(row)
+        path = self._groups[number][0].columns.path
+        if path is None:
+            return None
+        value: str | None = self._read(number, (path,)).column(0)[place].as_py()
+        return value
+
+    def columns(self, rows: Sequence[int]) -> pa.Table | None:
+        """See :meth:`ImageSource.columns`."""
+        schema = self._carried
+        if not schema.names:
+            return None
+        numbers, places = np.array([self._find(row) for row in rows], np.int64).reshape(-1, 2).T
+        # Each row group is read once; the last step puts the rows back in the order given.
+        pieces = [
+            self._read(number, tuple(schema.names)).take(places[numbers == number])
+            for number in np.unique(numbers).tolist()
+        ]
+        order = np.argsort(np.argsort(numbers, kind="stable"))
+        table = pa.concat_tables(pieces).take(order) if pieces else schema.empty_table()
+        return pa.Table.from_arrays(table.columns, schema=schema)
+
+    @cached_property
+    def _carried(self) -> pa.Schema:
+        return common_columns([(file.where, file.columns.carried) for file in self._files])
+
+    def _read(self, number: int, columns: tuple[str, ...]) -> pa.Table:
+        """Some columns of row group ``number``, read at most once while there is room."""
         with self._lock:
-            if number in self._kept:
-                self._kept.move_to_end(number)
-                return self._kept[number]
-            file_number, group = self._groups[number]
-            file = self._files[file_number]
-            with self._opened(file.name, file.metadata) as parquet:
-                table = parquet.read_row_group(
-                    group, columns=[file.columns.image], use_threads=False
-                )
-            images = table.column(0)
-            if pa.types.is_struct(images.type):
-                images = pc.struct_field(images, "bytes")
-            self._kept[number] = images
-            self._kept_bytes += images.nbytes
+            key = number, columns
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            file, group = self._groups[number]
+            table = self._kept[key] = file.read_group(group, columns)
+            self._kept_bytes += table.nbytes
             while self._kept_bytes > self._cache_bytes and len(self._kept) > 1:
                 self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-            return images
+            return table
 
-    @contextmanager
-    def _opened(
-        self, name: str, metadata: pq.FileMetaData | None = None
-    ) -> Iterator[pq.ParquetFile]:
-        # Opened anew for every use: a dataset can have more files than a process may hold open.
-        try:
-            with self._blobs.open(name) as file:
-                yield pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{self._location / name} cannot be read as Parquet ({type(error).__name__});"
-                " expected a complete Parquet file (was it copied whole?)"
-            ) from error
-
-    def _read_file(self, name: str) -> _File:
-        where = str(self._location / name)
-        with self._opened(name) as parquet:
-            columns = find_columns(parquet.schema_arrow, name=where)
-            wanted = [columns.label] + ([columns.index] if columns.index else [])
-            table = parquet.read(columns=wanted, use_threads=False)
-            metadata = parquet.metadata
-        return _File(
-            name=name,
-            where=where,
-            metadata=metadata,
-            columns=columns,
-            labels=_integers(table.column(columns.label), f"{columns.label} of {where}"),
-            index=_integers(table.column(columns.index), f"{columns.index} of {where}")
-            if columns.index
-            else None,
-        )
+    def _find(self, row: int) -> tuple[int, int]:
+        """Number of the row group that holds ``row``, and its place inside."""
+        number = bisect_right(self._group_first_rows, row) - 1
+        return number, row - self._group_first_rows[number]
 
     def _class_names(self) -> list[str] | None:
         first = self._files[0]
@@ -175,24 +155,3 @@ class ParquetImages:
 def _starts(sizes: Sequence[int]) -> list[int]:
     """Where each of consecutive runs of these sizes begins."""
     return list(accumulate(sizes, initial=0))[:-1]
-
-
-def _integers(values: _Column, where: str) -> NDArray[np.int64]:
-    if values.null_count:
-        row = pc.index(pc.is_null(values), True).as_py()
-        raise DatasetError(
-            f"{where} row {row} is null ({values.null_count} such rows);"
-            " expected an integer in every row (drop rows without one first)"
-        )
-    if not pa.types.is_integer(values.type):
-        value = values[0].as_py() if len(values) else None
-        raise DatasetError(
-            f"{where} row 0 is {value!r}, of type {values.type}; expected an integer column"
-        )
-    try:
-        integers: NDArray[np.int64] = values.cast(pa.int64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise DatasetError(
-            f"{where} goes up to {pc.max(values).as_py()}; expected values that fit int64"
-        ) from error
-    return integers

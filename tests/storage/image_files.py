@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -41,12 +41,17 @@ def parquet_bytes(
     is_plain: bool = False,
     index: Sequence[int] | None = None,
     rows_per_group: int = 3,
+    carried: Mapping[str, object] | None = None,
+    features: Mapping[str, object] | None = None,
+    paths: Sequence[str | None] | None = None,
 ) -> bytes:
     """A Parquet file as Hugging Face ``datasets`` writes it."""
-    structs = [{"bytes": image, "path": "not-followed.png"} for image in images]
+    paths = ["not-followed.png"] * len(images) if paths is None else paths
+    structs = [{"bytes": i, "path": path} for i, path in zip(images, paths, strict=True)]
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     column = pa.array(images, pa.binary()) if is_plain else pa.array(structs, struct)
-    columns = {image_column: column, label_column: labels, "wide": ["x"] * len(images)}
+    columns = {image_column: column, label_column: labels}
+    columns |= {"wide": ["x"] * len(images)} if carried is None else dict(carried)
     if index is not None:
         columns["index"] = pa.array(index, pa.int64())
     table = pa.table(columns)
@@ -54,6 +59,7 @@ def parquet_bytes(
         features = {
             image_column: {"_type": "Image"},
             label_column: {"_type": "ClassLabel", "names": list(class_names)},
+            **(features or {}),
         }
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         table = table.replace_schema_metadata(metadata)

@@ -1,3 +1,4 @@
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import BinaryIO, TypeVar
 import pytest
 
 from storage.blobs import BlobStore, open_blobs
-from storage.commit import check_part, commit, is_committed, read_manifest, read_part
+from storage.commit import check_part, commit, is_committed, read_manifest, read_part, stage
 from storage.errors import (
     AlreadyCommittedError,
     BlobMissingError,
@@ -14,7 +15,7 @@ from storage.errors import (
     NotCommittedError,
 )
 from storage.location import Location
-from storage.manifest import MANIFEST_NAME
+from storage.manifest import MANIFEST_NAME, Part
 
 T = TypeVar("T")
 PARTS = {"model.safetensors": b"weights", "metrics.json": b"{}", "empty": b""}
@@ -213,3 +214,49 @@ def test_wrong_arguments_are_refused_before_anything_is_written(location: Locati
     with pytest.raises(ValueError, match=r"description\.lr is nan"):
         commit(location, {"ok": b""}, kind="model", description={"lr": float("nan")})
     assert open_blobs(location).list() == []
+
+
+def test_staged_parts_are_seen_only_after_the_commit(location: Location) -> None:
+    staged = [stage(location, f"block-{n}.bin", bytes([n])) for n in range(3)]
+    assert stage(str(location), "block-1.bin", b"\x01") == staged[1]
+    assert not is_committed(location)
+    with pytest.raises(NotCommittedError):
+        read_part(location, "block-0.bin")
+    parts = {"block-0.bin": staged[0], "renamed.bin": staged[2], "report.json": b"{}"}
+    manifest = commit(location, parts, kind="dataset", description={})
+    assert manifest.parts["block-0.bin"] == staged[0]
+    contents = {name: read_part(location, name) for name in parts}
+    assert contents == {"block-0.bin": b"\x00", "renamed.bin": b"\x02", "report.json": b"{}"}
+    with pytest.raises(NotCommittedError, match=r"without a part 'block-1\.bin'"):
+        read_part(location, "block-1.bin")
+
+
+def test_staged_parts_are_not_stored_again(location: Location) -> None:
+    staged = {str(number): stage(location, "block", bytes([number])) for number in range(9)}
+    counted = immortal(MortalBlobs, location)
+    commit(location, staged, kind="dataset", description={}, blobs=counted)
+    assert counted.num_requests == 3  # is one there?, the listing, the manifest
+
+
+def test_vanished_staged_part_is_refused(location: Location) -> None:
+    kept, lost = stage(location, "kept", b"kept"), stage(location, "lost", b"lost")
+    open_blobs(location).delete(lost.path)
+    elsewhere = stage(location / "elsewhere", "part", b"data")
+    for name, part in (("lost", lost), ("part", elsewhere)):
+        with pytest.raises(BlobMissingError, match=rf"/{part.path}.* part '{name}' was staged"):
+            commit(location, {"kept": kept, name: part}, kind="dataset", description={})
+        assert not is_committed(location)
+    commit(location, {"kept": kept, "lost": b"lost"}, kind="dataset", description={})
+    assert read_part(location, "lost") == b"lost"
+
+
+def test_part_with_a_folder_in_its_name_is_not_staged(location: Location) -> None:
+    with pytest.raises(ValueError, match="part name is 'a/b', not a plain file name"):
+        stage(location, "a/b", b"")
+    assert open_blobs(location).list() == []
+
+
+def test_part_may_be_kept_as_json_between_staging_and_commit(location: Location) -> None:
+    kept = json.dumps(vars(stage(location, "part", b"data")))
+    commit(location, {"part": Part(**json.loads(kept))}, kind="dataset", description={})
+    assert read_part(location, "part") == b"data"

@@ -59,7 +59,7 @@ def test_batch_is_the_callers_own(dataset: ImageDataset) -> None:
 def test_wrong_index_is_refused(
     dataset: ImageDataset, indices: list[int], error: type[Exception], message: str
 ) -> None:
-    for call in (dataset.read, dataset.subset):
+    for call in (dataset.read, dataset.subset, dataset.originals, dataset.columns, dataset.paths):
         with pytest.raises(error, match=message):
             call(indices)
 
@@ -128,6 +128,26 @@ def test_subset_shares_what_was_decoded(tmp_path: Path) -> None:
     expected = dataset.subset([1]).read([0])
     (tmp_path / "b" / "1.png").unlink()
     assert torch.equal(dataset.read([1]), expected)
+
+
+def test_originals_are_those_of_a_subset(dataset: ImageDataset) -> None:
+    view = dataset.subset([7, 2])
+    assert torch.equal(torch.stack(view.originals([1, 0])), dataset.read([2, 7]))
+    first, again = view.originals([0, 0])
+    first.zero_()
+    assert torch.equal(again, dataset.read([7])[0])
+    assert dataset.originals([]) == dataset.paths([]) == []
+
+
+def test_repeated_index_is_refused_by_number(tmp_path: Path, dataset: ImageDataset) -> None:
+    dataset.require_unique_index()
+    data = parquet_bytes(pngs(6), [0, 1, 0, 1, 0, 1], index=[8, -5, 3, 2, 3, -5])
+    (tmp_path / "repeats.parquet").write_bytes(data)
+    repeats = open_dataset(tmp_path / "repeats.parquet", image_size=4)
+    repeats.subset([0, 1, 2, 3]).require_unique_index()
+    message = "index of image 4 is 3, which image 2 has too, .*; expected different numbers"
+    with pytest.raises(DatasetError, match=message):
+        repeats.require_unique_index()
 
 
 def test_digest_depends_on_images_and_labels_alone(tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ def test_folders_are_classes_in_sorted_order(location: Location) -> None:
     assert np.array_equal(dataset.read([0, 1, 2]).numpy(), expected)
 
 
+def test_originals_keep_size_and_mode(tmp_path: Path) -> None:
+    grey, wide = picture(0, size=5).convert("L"), picture(1, size=9).convert("RGBA")
+    for name, image in (("a/grey.png", grey), ("b/deep/wide.png", wide)):
+        open_blobs(tmp_path).put(name, to_bytes(image))
+    dataset = open_dataset(tmp_path, image_size=4)
+    first, second = dataset.originals([0, 1])
+    assert np.array_equal(first[0], np.asarray(grey))
+    assert np.array_equal(second.permute(1, 2, 0), np.asarray(wide))
+    assert dataset.paths([1, 0]) == ["b/deep/wide.png", "a/grey.png"]
+    assert dataset.columns([0, 1]) is None
+
+
 def test_order_is_that_of_torchvision(tmp_path: Path) -> None:
     fill(tmp_path, [f"{c}/{n}.png" for c in ("b", "a", "B") for n in (10, 9, "z/1")])
     dataset, reference = open_dataset(tmp_path, image_size=4), ImageFolder(str(tmp_path))

@@ -39,6 +39,8 @@ def test_digits_keep_their_grey_levels() -> None:
     pixels = dataset.read(range(len(dataset))).numpy()
     assert np.array_equal(pixels[:, 0], np.rint(original.images * 255 / 16))
     assert np.array_equal(pixels[:, 0], pixels[:, 2])
+    assert torch.equal(torch.stack(dataset.originals([0, 9])), dataset.read([0, 9])[:, :1])
+    assert (dataset.paths([0, 9]), dataset.columns([0, 9])) == ([None, None], None)
     assert dataset.class_names == [str(digit) for digit in range(10)]
     assert pixels.max() == 255
 
