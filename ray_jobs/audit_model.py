@@ -1,20 +1,15 @@
 """`ringfence audit-model`: what fine-tuning achieves from three starts, worst case first.
 
 The starts are the protected model, the unprotected one and a from-scratch one. Every fine-tuning is
-one Ray task. A finished one is kept in the run's place, so an interrupted audit repeats none.
+one cell.
 """
 
 import dataclasses
-import functools
-import json
-import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import ray
-import ray.exceptions
 import torch
 
 from protection.audit.fine_tuning import fine_tune
@@ -23,18 +18,16 @@ from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.sophon.adversary import Strategy, StrategyFamily, check_fits
 from ray_jobs import domains
-from ray_jobs.audit_report import build_report, to_markdown
+from ray_jobs.audit_report import build_report, commit_report, to_markdown
+from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import Domain, DomainConfig, open_domain
-from ray_jobs.errors import JobError, UsageError
+from ray_jobs.errors import UsageError
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
-from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration
-from ray_jobs.runs import Run, begin, find_run, provenance
-from storage.blobs import open_blobs
-from storage.commit import commit, read_manifest
+from ray_jobs.reporting import Row
+from ray_jobs.runs import begin, find_run
+from storage.commit import read_manifest
 from storage.location import parse_location
-
-logger = logging.getLogger(__name__)
 
 AUDIT_KIND: Final = "model-audit"
 
@@ -66,8 +59,7 @@ class AuditModel:
         """Reject an audit that would measure nothing."""
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; expected at least 1")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; expected different numbers, at least one")
+        require_seeds(self.seeds)
         if not self.adversary:
             raise ValueError("adversary is empty, so nothing is tried; expected a family")
 
@@ -110,7 +102,14 @@ def run(job: AuditModel) -> str:
     this_run = find_run(job, verb="audit-model")
     connect(job.cluster)
     begin(this_run)
-    results = _run_cells(job, resolved, this_run)
+    results = run_cells(
+        _cells(job, resolved),
+        _fine_tune_cell,
+        resolved,
+        cluster=job.cluster,
+        this_run=this_run,
+        describe=_progress,
+    )
     original = _original_accuracies(job, resolved)
     report = build_report(
         _accuracies(resolved, results),
@@ -119,21 +118,13 @@ def run(job: AuditModel) -> str:
         seeds=job.seeds,
         curves={cell.key(): curve for cell, curve in results.items()},
     )
-    commit(
-        str(this_run.output),
-        {
-            "report.json": json.dumps(report, indent=2).encode(),
-            "report.md": to_markdown(report).encode(),
-        },
+    return commit_report(
+        this_run,
+        report,
+        to_markdown(report),
         kind=AUDIT_KIND,
-        description={
-            **provenance(this_run),
-            "metrics": report["headline"],
-            "parents": {"protected": resolved.protected, "unprotected": resolved.unprotected},
-        },
+        parents={"protected": resolved.protected, "unprotected": resolved.unprotected},
     )
-    logger.info("\n%s", to_markdown(report))
-    return str(this_run.output)
 
 
 def _resolve(job: AuditModel) -> _Resolved:
@@ -184,56 +175,9 @@ def _cells(job: AuditModel, resolved: _Resolved) -> Iterator[Cell]:
                         yield Cell(domain_index, strategy, start, seed)
 
 
-def _run_cells(job: AuditModel, resolved: _Resolved, this_run: Run) -> dict[Cell, list[Row]]:
-    """Run what is not finished, as many at a time as there are workers; return all curves."""
-    kept = open_blobs(this_run.state)
-    cells = list(dict.fromkeys(_cells(job, resolved)))
-    present = set(kept.list("cells/"))
-    results = {
-        cell: json.loads(kept.get(name))
-        for cell in cells
-        if (name := f"cells/{cell.key()}.json") in present
-    }
-    waiting = [cell for cell in cells if cell not in results]
-    task = ray.remote(_fine_tune_cell).options(
-        num_cpus=job.cluster.cpus_per_worker,
-        num_gpus=job.cluster.gpus_per_worker,
-        max_retries=job.cluster.max_failures,
-    )
-    running: dict[Any, Cell] = {}
-    started, num_before = time.monotonic(), len(results)
-    while waiting or running:
-        while waiting and len(running) < job.cluster.workers:
-            cell = waiting.pop(0)
-            running[task.remote(resolved, cell)] = cell
-        (done,), _ = ray.wait(list(running))
-        cell = running.pop(done)
-        try:
-            results[cell] = ray.get(done)
-        except ray.exceptions.RayError as error:
-            message = [line for line in str(error).splitlines() if line.strip()][-1]
-            raise JobError(
-                f"fine-tuning {cell.key()} failed: {message}; finished ones are kept, the same "
-                "command goes on"
-            ) from error
-        kept.put(f"cells/{cell.key()}.json", json.dumps(results[cell]).encode())
-        num_new = len(results) - num_before
-        eta = (time.monotonic() - started) / num_new * (len(cells) - len(results))
-        append_rows(
-            this_run.logs / METRICS_FILE,
-            [{"cell": cell.key(), "start": cell.start, "curve": results[cell]}],
-        )
-        logger.info(
-            "audit %d/%d  %s  %s  seed %d  finetuned %.3f  eta %s",
-            len(results),
-            len(cells),
-            cell.strategy,
-            cell.start,
-            cell.seed,
-            results[cell][-1]["test_accuracy"],
-            duration(eta),
-        )
-    return {cell: results[cell] for cell in cells}
+def _progress(cell: Cell, curve: list[Row]) -> str:
+    accuracy_text = f"{curve[-1]['test_accuracy']:.3f}"
+    return f"{cell.strategy}  {cell.start}  seed {cell.seed}  finetuned {accuracy_text}"
 
 
 def _fine_tune_cell(resolved: _Resolved, cell: Cell) -> list[Row]:
@@ -260,14 +204,7 @@ def _start_model(resolved: _Resolved, cell: Cell) -> Classifier:
 
 
 def _domain(config: DomainConfig, resolved: _Resolved) -> Domain:
-    recipe = json.dumps(dataclasses.asdict(config))
-    return _open_once(recipe, resolved.description.config.image_size)
-
-
-# A task's process lives on for the next task: a domain's images are decoded once in it.
-@functools.lru_cache(maxsize=4)
-def _open_once(recipe: str, image_size: int) -> Domain:
-    return open_domain(DomainConfig(**json.loads(recipe)), image_size=image_size)
+    return open_once(open_domain, config, image_size=resolved.description.config.image_size)
 
 
 def _original_accuracies(job: AuditModel, resolved: _Resolved) -> dict[str, float]:

@@ -1,10 +1,16 @@
 """What an audit says: the verdict first, then every cell, worst first."""
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from protection.audit.verdict import CellVerdict, Estimate, judge, worst_first
 from ray_jobs.reporting import Row, percent
+from ray_jobs.runs import Run, provenance
+from storage.commit import commit
+
+logger = logging.getLogger(__name__)
 
 
 def build_report(
@@ -62,15 +68,13 @@ def to_markdown(report: dict[str, Any]) -> str:
         if failed
         else "HELD under every strategy tried"
     )
-    seeds = len(report["seeds"])
     lines = [
         f"The protection {verdict}.",
         f"Worst case: {gain:+.1f} points over from-scratch, by {headline['worst_cell']}.",
         f"Original accuracy: {percent(original['unprotected'])} unprotected, "
         f"{percent(original['protected'])} protected ({-drop:+.1f} points).",
         "",
-        f"Restricted test accuracy after {report['epochs']} epochs, mean over {seeds} "
-        f"seed{'s' if seeds > 1 else ''}{' and 95 % interval' if seeds > 1 else ''}:",
+        f"Restricted test accuracy after {report['epochs']} epochs, {mean_over(report['seeds'])}:",
         "",
         "| strategy | protected | scratch | unprotected | protected - scratch | held |",
         "|---|---|---|---|---|---|",
@@ -89,3 +93,44 @@ def show(value: Estimate, *, sign: str = "") -> str:
     """Write an estimate in points: mean and half-width of the 95 % interval."""
     margin = "" if value.margin is None else f" ± {100 * value.margin:.1f}"
     return f"{100 * value.mean:{sign}.1f}{margin}"
+
+
+def mean_over(seeds: Sequence[int]) -> str:
+    """Say what the numbers of a table are that `show` writes."""
+    if len(seeds) == 1:
+        return "mean over 1 seed"
+    return f"mean over {len(seeds)} seeds and 95 % interval"
+
+
+def commit_report(
+    this_run: Run,
+    report: dict[str, Any],
+    markdown: str,
+    *,
+    kind: str,
+    parents: Mapping[str, object],
+) -> str:
+    """Publish ``report`` at the run's output, show it, and return the location.
+
+    Args:
+        this_run: of the audit.
+        report: its ``headline`` becomes the manifest's metrics.
+        markdown: the same for a person.
+        kind: of the commit.
+        parents: what was audited, and against what.
+    """
+    commit(
+        this_run.output,
+        {
+            "report.json": json.dumps(report, indent=2).encode(),
+            "report.md": markdown.encode(),
+        },
+        kind=kind,
+        description={
+            **provenance(this_run),
+            "metrics": report["headline"],
+            "parents": dict(parents),
+        },
+    )
+    logger.info("\n%s", markdown)
+    return str(this_run.output)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ray_jobs import audit_model, demo, pretrain, protect_model
+from ray_jobs import audit_data, audit_model, demo, pretrain, protect_data, protect_model, verify
 from ray_jobs.errors import JobError
 from storage.errors import StorageError, UnavailableError
 
@@ -31,6 +31,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "pretrain": Command(pretrain.Pretrain, pretrain.run),
     "protect-model": Command(protect_model.ProtectModel, protect_model.run),
     "audit-model": Command(audit_model.AuditModel, audit_model.run),
+    "protect-data": Command(protect_data.ProtectData, protect_data.run),
+    "verify": Command(verify.Verify, verify.run),
+    "audit-data": Command(audit_data.AuditData, audit_data.run),
     "demo": Command(demo.Demo, demo.run),
 }
 

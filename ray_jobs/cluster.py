@@ -72,6 +72,23 @@ class ClusterConfig:
         return self.gpus_per_worker > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupedClusterConfig(ClusterConfig):
+    """A cluster whose workers may share one unit of work, for what does not fit one of them."""
+
+    workers_per_group: int = 1
+    """Workers that hold one ensemble between them, each a part of its members."""
+
+    def __post_init__(self) -> None:
+        """Reject groups that the workers do not fill."""
+        super().__post_init__()
+        if self.workers_per_group < 1 or self.workers % self.workers_per_group:
+            raise ValueError(
+                f"workers_per_group is {self.workers_per_group}, but workers is {self.workers}; "
+                "expected a divisor of it"
+            )
+
+
 def connect(config: ClusterConfig) -> None:
     """Connect to the cluster, or start an embedded one, and check that ``config`` fits it.
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from storage.datasets import ImageDataset, open_dataset, validation_split
+from ray_jobs.image_sets import ImageSetConfig, absolute_root, absolute_source, open_set
+from storage.datasets import ImageDataset, validation_split
 
 # Not a recipe field: every job must hold out the same images, or validation would see training
 # images.
@@ -48,14 +48,11 @@ class DomainConfig:
 
 def absolute(config: DomainConfig) -> DomainConfig:
     """``config`` with absolute local paths: workers have other working directories."""
-
-    def resolve(source: str) -> str:
-        path = Path(source).expanduser()
-        return str(path.resolve()) if path.exists() else source
-
-    root = None if config.root is None else str(Path(config.root).expanduser().resolve())
     return dataclasses.replace(
-        config, train=resolve(config.train), test=resolve(config.test), root=root
+        config,
+        train=absolute_source(config.train),
+        test=absolute_source(config.test),
+        root=absolute_root(config.root),
     )
 
 
@@ -75,18 +72,18 @@ def open_domain(config: DomainConfig, *, image_size: int) -> Domain:
         ValueError: train and test do not have the same classes.
     """
 
-    def open_set(source: str, max_images: int | None) -> ImageDataset:
-        return open_dataset(
-            source,
-            image_size=image_size,
+    def of(source: str, max_images: int | None) -> ImageDataset:
+        images = ImageSetConfig(
+            source=source,
             classes=config.classes,
             max_images=max_images,
             download=config.download,
             root=config.root,
         )
+        return open_set(images, image_size=image_size)
 
-    images = open_set(config.train, config.max_train_images)
-    test = open_set(config.test, config.max_test_images)
+    images = of(config.train, config.max_train_images)
+    test = of(config.test, config.max_test_images)
     if images.num_classes != test.num_classes:
         raise ValueError(
             f"{config.test} has {test.num_classes} classes, but {config.train} has "

@@ -17,7 +17,7 @@ from ray_jobs.errors import UsageError
 from storage.checkpoints import read_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
-from storage.manifest import Manifest
+from storage.manifest import Manifest, Part
 
 MODEL_KIND: Final = "model"
 WEIGHTS_PART: Final = "model.safetensors"
@@ -74,14 +74,22 @@ def describe(location: str) -> ModelDescription:
     return ModelDescription(ModelConfig(**config), model["num_classes"], model["class_names"])
 
 
+def weights_to_bytes(model: Classifier) -> bytes:
+    """Safetensors file of ``model``'s network, under the names of its own library."""
+    return tensors_to_bytes(model.network.state_dict())
+
+
 def commit_model(
     output: str,
     model: Classifier,
     description: ModelDescription,
     *,
     facts: Mapping[str, object],
+    staged: Mapping[str, Part] | None = None,
 ) -> Manifest:
     """Publish ``model`` at ``output`` with its description and the ``facts`` of how it was made.
+
+    ``staged`` are further parts, staged at ``output`` before.
 
     Raises:
         AlreadyCommittedError: something else is committed at ``output``.
@@ -96,12 +104,11 @@ def commit_model(
         "num_classes": description.num_classes,
         "class_names": description.class_names,
     }
-    tensors = {name: t.detach().cpu() for name, t in model.network.state_dict().items()}
-    weights = tensors_to_bytes(tensors)
+    weights = weights_to_bytes(model)
     try:
         return commit(
             output,
-            {WEIGHTS_PART: weights},
+            {WEIGHTS_PART: weights, **(staged or {})},
             kind=MODEL_KIND,
             description={**facts, "model": described},
         )

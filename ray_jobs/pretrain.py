@@ -15,6 +15,7 @@ from ray_jobs.model_files import ModelDescription, commit_model, new_model
 from ray_jobs.reporting import Row, duration
 from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds, restore
+from ray_jobs.trajectories import TRAJECTORY, keeping_trajectory, noted_parts
 from ray_jobs.workers import current_device, current_workers
 from storage.checkpoints import read_weights
 
@@ -31,10 +32,19 @@ class Pretrain:
     """Start from these weights: a committed model, or a .safetensors file; null: drawn from the
     seed."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    trajectory_checkpoints: int | None = None
+    """Evenly spaced checkpoints to commit with the model: the trajectory that protect-data needs
+    (released: 30); null: none."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        """Reject a cluster that the work cannot fill."""
+        """Reject a cluster that the work cannot fill, and more checkpoints than epochs."""
+        checkpoints, epochs = self.trajectory_checkpoints, self.training.epochs
+        if checkpoints is not None and not 1 <= checkpoints <= epochs:
+            raise ValueError(
+                f"trajectory_checkpoints is {checkpoints}, but training.epochs is {epochs}; "
+                f"expected 1 to {epochs}, or null for none"
+            )
         if self.cluster.workers > self.training.shards:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but training.shards is "
@@ -81,8 +91,17 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
     domain = open_domain(job.original, image_size=job.model.image_size)
     state = start_training(_start_model(job, domain).to(device), job.training)
     restore(state)
+    epochs = train(state, domain.train, domain.validation, config=job.training, workers=workers)
+    if job.trajectory_checkpoints is not None and workers.rank == 0:
+        epochs = keeping_trajectory(
+            epochs,
+            state,
+            this_run,
+            checkpoints=job.trajectory_checkpoints,
+            num_epochs=job.training.epochs,
+        )
     report_rounds(
-        train(state, domain.train, domain.validation, config=job.training, workers=workers),
+        epochs,
         state,
         num_rounds=job.training.epochs,
         first_round=state.next_epoch,
@@ -103,15 +122,17 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
 def _commit(
     job: Pretrain, this_run: Run, state: TrainingState, domain: Domain, metrics: dict[str, float]
 ) -> None:
+    staged = noted_parts(this_run)
     facts = {
         **provenance(this_run),
         "metrics": metrics,
         "parents": {"weights": job.weights, "original": digests(domain)},
+        TRAJECTORY: list(staged),
     }
     description = ModelDescription(
         job.model, domain.train.num_classes, list(domain.train.class_names)
     )
-    commit_model(str(this_run.output), state.model, description, facts=facts)
+    commit_model(str(this_run.output), state.model, description, facts=facts, staged=staged)
 
 
 def _start_model(job: Pretrain, domain: Domain) -> Classifier:

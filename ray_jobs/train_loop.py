@@ -42,7 +42,7 @@ def restore(state: Resumable) -> None:
 
 def report_rounds(
     rounds: Iterator[NamedTuple],
-    state: Resumable,
+    state: Resumable | None,
     *,
     num_rounds: int,
     first_round: int,
@@ -52,6 +52,7 @@ def report_rounds(
 ) -> None:
     """Run ``rounds`` to their end; report their metrics, and checkpoints of ``state`` when due.
 
+    ``state`` is None where each round keeps its own result, so that there is nothing to checkpoint.
     Every worker reports the same number of times, because `ray.train.report` is a barrier: rank
     0's clock decides when.
     """
@@ -71,7 +72,9 @@ def report_rounds(
             }
         )
         last_round = now
-        is_checkpoint_due = now - last_checkpoint >= checkpoint_interval_seconds
+        is_checkpoint_due = (
+            state is not None and now - last_checkpoint >= checkpoint_interval_seconds
+        )
         is_report_due = is_checkpoint_due or done == 1 or left == 0
         is_report_due = is_report_due or now - last_report >= _REPORT_SECONDS
         decision = torch.zeros(2, dtype=torch.float64, device=device)

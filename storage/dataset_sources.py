@@ -24,10 +24,11 @@ from storage.named_images import (
     torchvision_names,
 )
 from storage.parquet_images import ParquetImages
+from storage.photographs import PHOTOGRAPHS, open_photographs
 
 ACCEPTED: Final = (
     "expected a Parquet file, a folder of *.parquet, a folder of class folders, a committed"
-    " dataset, any of these on s3://, torchvision/NAME:SPLIT, digits:train or digits:test"
+    " dataset, any of these on s3://, torchvision/NAME:SPLIT, digits:SPLIT or photographs:SPLIT"
 )
 _PARQUET: Final = (".parquet", ".pq")
 _SPLITS: Final = {"train", "test", "validation", "valid", "val", "dev", "eval"}
@@ -55,6 +56,8 @@ def open_source(source: str, *, download: bool, root: str | None, cache_bytes: i
         )
     if source in DIGITS:
         return open_digits(source)
+    if source in PHOTOGRAPHS:
+        return open_photographs(source)
     location = parse_location(source)
     folder = location.parent
     if "*" in location.name:
@@ -118,7 +121,7 @@ def _parquet_files(names: Sequence[str]) -> list[str]:
 def _unknown(source: str, location: Location) -> DatasetError:
     is_file = location.is_local and location.path.is_file()
     what = "is a file of another kind" if is_file else "does not exist"
-    candidates = {name: name for name in DIGITS}
+    candidates = {name: name for name in (*DIGITS, *PHOTOGRAPHS)}
     candidates |= {n.lower(): f"{TORCHVISION_PREFIX}{n}:train" for n in torchvision_names()}
     if location.is_local and location.path.parent.is_dir():
         candidates |= {p.name.lower(): str(p) for p in location.path.parent.iterdir()}

@@ -42,7 +42,8 @@ def open_dataset(
             the location of a committed dataset, whose bytes are checked against its manifest;
             any of these at ``s3://bucket/prefix``;
             ``torchvision/NAME:SPLIT``, for example ``torchvision/CIFAR10:train``;
-            ``digits``, ``digits:train`` or ``digits:test``, which scikit-learn brings along.
+            ``digits``, ``digits:train`` or ``digits:test``, and ``photographs:train`` or
+            ``photographs:test``, which scikit-learn brings along.
         image_size: images come out square with this side in pixels, see
             :mod:`storage.image_decoding`.
         classes: numbers or names of the classes to keep; labels count in this order. ``None``

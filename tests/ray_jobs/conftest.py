@@ -7,7 +7,9 @@ import torch
 
 from protection.models import Classifier, ModelConfig
 from ray_jobs.domains import DomainConfig
-from ray_jobs.model_files import ModelDescription, commit_model
+from ray_jobs.model_files import ModelDescription, commit_model, new_model, weights_to_bytes
+from ray_jobs.trajectories import TRAJECTORY
+from storage.commit import stage
 from tests.conftest import TinyNetwork
 from tests.storage.conftest import s3_endpoint, s3_location
 
@@ -59,4 +61,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     names = [str(digit) for digit in range(5)]
     commit_model(location, classifier, ModelDescription(config, 5, names), facts={})
+    return location
+
+
+@pytest.fixture(scope="session")
+def trajectory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Location of a tiny classifier of ten digits with a trajectory of four, all untrained."""
+    location = str(tmp_path_factory.mktemp("models") / "trajectory")
+    models = [new_model(TINY, num_classes=10, seed=seed) for seed in range(4)]
+    staged = {
+        name: stage(location, name, weights_to_bytes(model))
+        for number, model in enumerate(models)
+        if (name := f"checkpoint-{number + 1:04d}.safetensors")
+    }
+    description = ModelDescription(TINY, 10, [str(digit) for digit in range(10)])
+    commit_model(location, models[-1], description, facts={TRAJECTORY: [*staged]}, staged=staged)
     return location

@@ -102,3 +102,19 @@ def test_torchvision_dataset_without_a_download_is_said(tmp_path: Path) -> None:
 def test_torchvision_arguments_are_refused_elsewhere(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"dataset is 'digits' with download .* only"):
         open_dataset("digits", image_size=8, **arguments)  # type: ignore[arg-type]
+
+
+def test_photographs_share_no_pixel_between_train_and_test() -> None:
+    from sklearn.datasets import load_sample_image
+
+    train = open_dataset("photographs:train", image_size=16)
+    test = open_dataset("photographs:test", image_size=16)
+    assert (len(train), len(test)) == (3780, 900)
+    assert train.class_names == test.class_names
+    assert train.class_names[:2] == ["china 1", "china 2"]
+    assert torch.bincount(train.labels).tolist() == [378] * 10
+    # Patches of whole cells: what is at a cell's first offset is at the photograph's place.
+    whole = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
+    assert torch.equal(train.read([0])[0], whole[:, :16, :16])
+    seen = {tuple(image.flatten().tolist()) for image in train.read(torch.arange(378))}
+    assert not any(tuple(image.flatten().tolist()) in seen for image in test.read(range(90)))

@@ -1,0 +1,193 @@
+"""An audit of protected images: what is refused before a cluster starts, and one whole audit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from protection.models import ModelConfig
+from protection.training import TrainingConfig
+from ray_jobs import audit_data
+from ray_jobs.audit_data import Appropriator, AuditData
+from ray_jobs.cli import parse
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.errors import UsageError
+from ray_jobs.image_sets import ImageSetConfig, open_set
+from storage.commit import commit, read_manifest, read_part
+from tests.ray_jobs.conftest import TINY
+from tests.storage.image_files import parquet_bytes, to_bytes
+
+CLEAN = ImageSetConfig(source="digits:train", classes=[0, 1, 2], max_images=120)
+TEST = ImageSetConfig(source="digits:test", classes=[0, 1, 2])
+TRAINING = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def protected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Location of images that teach nothing, under the labels of the clean ones."""
+    clean = open_set(CLEAN, image_size=8)
+    noise = np.random.default_rng(0).integers(0, 256, (len(clean), 8, 8, 3), dtype=np.uint8)
+    images = [to_bytes(Image.fromarray(pixels)) for pixels in noise]
+    location = str(tmp_path_factory.mktemp("datasets") / "protected")
+    commit(
+        location,
+        {
+            "images.parquet": parquet_bytes(
+                images, pa.array(clean.labels.tolist()), class_names=clean.class_names
+            )
+        },
+        kind="dataset",
+        description={"recipe": {"command": "protect-data", "dataset": dataclasses.asdict(CLEAN)}},
+    )
+    return location
+
+
+def a_job(protected: str, output: Path, **changes: object) -> AuditData:
+    job = AuditData(
+        protected=protected,
+        test=TEST,
+        output=str(output / "audit"),
+        appropriators=[Appropriator(model=TINY, training=TRAINING)],
+        seeds=[0, 1],
+        cluster=ClusterConfig(workers=3),
+    )
+    return dataclasses.replace(job, **changes)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_audit_compares_both_trainings_and_repeats_no_finished_cell(
+    cluster: str, protected: str, tmp_path: Path
+) -> None:
+    # As an interrupted audit left it: one cell finished, with values no training would give.
+    curve = [{"epoch": e, "loss": 1.0, "test_accuracy": a} for e, a in enumerate((0.1, 0.9876, 0))]
+    kept = tmp_path / "audit.run" / "cells"
+    kept.mkdir(parents=True)
+    (kept / "appropriator0-clean-seed1.json").write_text(json.dumps(curve))
+
+    location = audit_data.run(a_job(protected, tmp_path))
+    report = json.loads(read_part(location, "report.json"))
+    (curves,) = report["curves"].values()
+    assert [len(curves[arm]) for arm in ("protected", "clean")] == [2, 2]
+    assert curves["clean"][1] == curve
+    assert all(len(rows) == 3 for arm in curves.values() for rows in arm)
+    # Two dozen steps on noise leave about chance, a third; as many on digits do not.
+    assert report["headline"]["peak_clean_accuracy"] > 0.8
+    assert report["headline"]["peak_protected_accuracy"] < 0.7
+    assert report["headline"]["chance"] == pytest.approx(1 / 3)
+
+    manifest = read_manifest(location)
+    assert manifest.kind == "data-audit"
+    assert manifest.description["metrics"] == report["headline"]
+    assert manifest.description["parents"] == {
+        "protected": protected,
+        "clean": open_set(CLEAN, image_size=8).digest(),
+        "test": open_set(TEST, image_size=8).digest(),
+    }
+    table = read_part(location, "report.md").decode()
+    assert table.startswith("Worst case: tests.conftest:TinyNetwork reaches ")
+    assert "\n| tests.conftest:TinyNetwork | 3 | " in table
+    cells = {path.name for path in kept.iterdir()}
+    assert cells == {
+        f"appropriator0-{arm}-seed{seed}.json" for arm in ("protected", "clean") for seed in (0, 1)
+    }
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_: ClusterConfig) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr(audit_data, "connect", connect)
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"test": dataclasses.replace(TEST, classes=[0, 1])},
+            "protected has 3 classes, clean 3 and test 2; expected the same classes",
+        ),
+        (
+            {"clean": dataclasses.replace(CLEAN, max_images=100)},
+            r"protected has 120 images, but clean \(digits:train\) has 100; expected the images",
+        ),
+        (
+            {
+                "appropriators": [
+                    Appropriator(model=ModelConfig(architecture="timm/resnet81", image_size=8))
+                ]
+            },
+            "timm/resnet81.*did you mean",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_a_cluster_is_asked_for(
+    changes: dict[str, object], message: str, protected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        audit_data.run(a_job(protected, tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_location_that_is_no_protected_dataset_is_refused_by_what_it_is(
+    model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is a committed model; expected the location of a data"):
+        audit_data.run(a_job(model, tmp_path))
+    other = str(tmp_path / "other")
+    commit(other, {}, kind="dataset", description={})
+    with pytest.raises(UsageError, match=r"was not made by protect-data.*expected clean in the"):
+        audit_data.run(a_job(other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"appropriators": []}, "appropriators is empty"), ({"seeds": [1, 1]}, r"seeds is \[1, 1\]")],
+)
+def test_an_audit_that_would_measure_nothing_is_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        a_job("anywhere", Path("anywhere"), **changes)
+
+
+def test_appropriators_of_one_architecture_are_told_apart() -> None:
+    gentle = dataclasses.replace(TRAINING, learning_rate=0.001)
+    job = a_job(
+        "anywhere",
+        Path("anywhere"),
+        appropriators=[
+            Appropriator(model=TINY, training=TRAINING),
+            Appropriator(model=TINY, training=gentle),
+            Appropriator(model=ModelConfig(architecture="timm/resnet18", image_size=8)),
+        ],
+    )
+    assert audit_data._names(job) == [
+        "appropriator 0: tests.conftest:TinyNetwork",
+        "appropriator 1: tests.conftest:TinyNetwork",
+        "timm/resnet18",
+    ]
+
+
+def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    model = {"architecture": "timm/resnet18", "image_size": 32}
+    recipe = {
+        "protected": "runs/protected",
+        "test": {"source": "digits:test"},
+        "output": "runs/audit",
+        "appropriators": [{"model": model, "training": {"epochs": 7}}, {"model": model}],
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    name, job = parse(["audit-data", "--config", str(path), "--cluster.workers", "2"])
+    assert (name, job.clean, job.cluster.workers) == ("audit-data", None, 2)
+    assert [each.training.epochs for each in job.appropriators] == [7, 120]
+    assert job.appropriators[0].model == ModelConfig(**model)
