@@ -96,14 +96,18 @@ def run_pipeline(recipes: Path, output: Path, seed: int, data: Path | None) -> d
 
 def from_parquet(config: DomainConfig, data: Path) -> DomainConfig:
     """``config`` with torchvision/NAME:SPLIT read from ``data``/name-split.parquet."""
-
-    def path(source: str) -> str:
-        name, _, split = source.removeprefix("torchvision/").partition(":")
-        return str((data / f"{name.lower()}-{split}.parquet").absolute())
-
     return dataclasses.replace(
-        config, train=path(config.train), test=path(config.test), download=False
+        config,
+        train=parquet_path(config.train, data),
+        test=parquet_path(config.test, data),
+        download=False,
     )
+
+
+def parquet_path(source: str, data: Path) -> str:
+    """Path of torchvision/NAME:SPLIT as ``data``/name-split.parquet."""
+    name, _, split = source.removeprefix("torchvision/").partition(":")
+    return str((data / f"{name.lower()}-{split}.parquet").absolute())
 
 
 def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
