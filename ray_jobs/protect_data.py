@@ -8,14 +8,13 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from protection.audit.imperceptibility import lowest_and_median
 from protection.sep.config import SepConfig
 from protection.sep.gradients import Ensemble
 from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.ensembles import check_classes, check_ensemble, load_ensemble
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
 from ray_jobs.launch import launch
-from ray_jobs.preview import PREVIEW_PART, picture_strip
+from ray_jobs.preview import picture_strip
 from ray_jobs.protected_blocks import (
     Note,
     Plan,
@@ -27,15 +26,13 @@ from ray_jobs.protected_blocks import (
     read_stored,
     store_block,
 )
+from ray_jobs.protected_datasets import commit_protected
 from ray_jobs.reporting import Row, duration
 from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.trajectories import Trajectory, open_trajectory
 from ray_jobs.workers import WorkerGroups, current_device, current_groups, current_workers
-from storage.commit import commit, read_manifest
-from storage.dataset_writer import DATASET_KIND
 from storage.datasets import ImageDataset
-from storage.errors import AlreadyCommittedError
 from storage.location import parse_location
 
 # Columns of the picture: more would not fit a page.
@@ -139,6 +136,9 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
 def _protect(job: ProtectData, this_run: Run) -> dict[str, Any]:
     workers, groups = current_workers(), current_groups(job.cluster.workers_per_group)
     device = current_device()
+    if device.type == "cuda":
+        # The fastest algorithm may differ between workers, and with it a sign.
+        torch.backends.cudnn.deterministic = True
     opened = _open(job)
     # Rank 0 decides what is left: another group may finish a block while this worker looks.
     left = torch.zeros(len(opened.blocks.blocks), dtype=torch.float64, device=device)
@@ -206,42 +206,23 @@ def _protect_blocks(
 
 
 def _commit(job: ProtectData, this_run: Run, opened: _Opened) -> None:
-    notes = list(read_notes(this_run))
+    notes, trajectory = list(read_notes(this_run)), opened.trajectory
     assert len(notes) == len(opened.blocks.blocks)
-    psnr = [value for note in notes for value in note.psnr if value is not None]
-    ssim = [value for note in notes for value in note.ssim]
-    trajectory = opened.trajectory
-    try:
-        commit(
-            this_run.output,
-            {
-                **{f"data-{number:05d}.parquet": note.part for number, note in enumerate(notes)},
-                PREVIEW_PART: _preview(job, this_run, opened, notes),
+    commit_protected(
+        this_run.output,
+        notes,
+        preview=_preview(job, this_run, opened, notes),
+        epsilon_levels=job.sep.epsilon_levels,
+        facts={
+            **provenance(this_run),
+            "variant": job.sep.variant,
+            "parents": {
+                "trajectory": trajectory.location,
+                "trajectory_commit": trajectory.manifest.commit_id,
+                "dataset": opened.dataset.digest(),
             },
-            kind=DATASET_KIND,
-            description={
-                **provenance(this_run),
-                "variant": job.sep.variant,
-                "budget": {"epsilon_levels": job.sep.epsilon_levels},
-                "num_images": len(opened.dataset),
-                "num_protected": sum(note.num_protected for note in notes),
-                "metrics": {
-                    "max_change_levels": max(note.max_change_levels for note in notes),
-                    **lowest_and_median("psnr", psnr),
-                    **lowest_and_median("ssim", ssim),
-                },
-                "parents": {
-                    "trajectory": trajectory.location,
-                    "trajectory_commit": trajectory.manifest.commit_id,
-                    "dataset": opened.dataset.digest(),
-                },
-            },
-        )
-    except AlreadyCommittedError:
-        # A worker that dies between its commit and the end of the run commits once more.
-        committed = read_manifest(this_run.output).parts.values()
-        if not all(note.part in committed for note in notes):
-            raise
+        },
+    )
 
 
 def _preview(job: ProtectData, this_run: Run, opened: _Opened, notes: list[Note]) -> bytes:

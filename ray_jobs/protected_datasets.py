@@ -1,12 +1,61 @@
-"""What a committed protected dataset says of itself: its clean images, and its budget."""
+"""Protected datasets as they are kept: what is committed for one, and what it says of itself."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from protection.audit.imperceptibility import lowest_and_median
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set
-from storage.commit import read_manifest
+from ray_jobs.preview import PREVIEW_PART
+from ray_jobs.protected_blocks import Note
+from storage.commit import commit, read_manifest
 from storage.dataset_writer import DATASET_KIND
-from storage.location import parse_location
+from storage.errors import AlreadyCommittedError
+from storage.location import Location, parse_location
+from storage.manifest import Part
+
+
+def commit_protected(
+    output: Location,
+    notes: Sequence[Note],
+    *,
+    preview: bytes,
+    epsilon_levels: int,
+    facts: Mapping[str, object],
+) -> None:
+    """Publish the staged blocks at ``output`` with their budget and how far images moved.
+
+    Args:
+        output: where the blocks are staged.
+        notes: of all blocks, in order.
+        preview: PNG file.
+        epsilon_levels: the budget, in 8-bit levels.
+        facts: of how the dataset was made.
+
+    Raises:
+        AlreadyCommittedError: something else is committed at ``output``.
+    """
+    blocks = {f"data-{number:05d}.parquet": note.part for number, note in enumerate(notes)}
+    metrics = {
+        "max_change_levels": max(note.max_change_levels for note in notes),
+        **lowest_and_median("psnr", [v for note in notes for v in note.psnr if v is not None]),
+        **lowest_and_median("ssim", [value for note in notes for value in note.ssim]),
+    }
+    description = {
+        **facts,
+        "budget": {"epsilon_levels": epsilon_levels},
+        "num_images": sum(note.num_images for note in notes),
+        "num_protected": sum(note.num_protected for note in notes),
+        "metrics": metrics,
+    }
+    try:
+        parts: dict[str, bytes | Part] = {**blocks, PREVIEW_PART: preview}
+        commit(output, parts, kind=DATASET_KIND, description=description)
+    except AlreadyCommittedError:
+        # A worker that dies between its commit and the end of the run commits once more.
+        committed = read_manifest(output).parts
+        if any(committed.get(name) != part for name, part in blocks.items()):
+            raise
 
 
 class ProtectedDataset(NamedTuple):

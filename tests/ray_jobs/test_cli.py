@@ -169,6 +169,25 @@ def test_print_config_starts_nothing_and_help_explains_every_field(
     assert not re.findall(r"\n  --(\S+) [A-Z_]+\n +\((?:type|required)", shown)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--trajectory_checkpoints", "9"],
+            "trajectory_checkpoints is 9, but training.epochs is 8",
+        ),
+        (["--trajectory_checkpoints", "0"], "trajectory_checkpoints is 0"),
+        (["--training.epochs", "0"], "epochs is 0"),
+    ],
+)
+def test_bad_trajectory_is_refused_by_name_and_value(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(ROOT / "recipes" / "digits" / "pretrain.yaml")
+    assert main(["pretrain", "--config", recipe, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_print_config_shows_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     path = ROOT / "recipes" / "digits" / "pretrain.yaml"
     with pytest.raises(SystemExit) as stopped:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from protection.sophon.adversary import StrategyFamily
 from protection.training import TrainingConfig
@@ -11,6 +12,7 @@ from ray_jobs import audit_model, pretrain
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.model_files import describe
+from ray_jobs.trajectories import open_trajectory
 from storage.checkpoints import read_weights
 from storage.commit import read_manifest, read_part
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
@@ -27,6 +29,7 @@ def test_pretraining_is_the_same_on_one_worker_and_two(cluster: str, tmp_path: P
             original=ORIGINAL,
             output=str(tmp_path / f"by-{workers}"),
             training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.05, shards=2),
+            trajectory_checkpoints=2,
             cluster=ClusterConfig(workers=workers),
         )
         locations.append(pretrain.run(job))
@@ -36,6 +39,19 @@ def test_pretraining_is_the_same_on_one_worker_and_two(cluster: str, tmp_path: P
     assert (description.num_classes, len(description.class_names)) == (5, 5)
     metrics = read_manifest(locations[0]).description["metrics"]
     assert metrics["test_accuracy"] > 0.7
+    trajectories = [open_trajectory(location) for location in locations]
+    for trajectory in trajectories:
+        assert trajectory.checkpoints == [
+            "checkpoint-0002.safetensors",
+            "checkpoint-0004.safetensors",
+        ]
+    for number in range(2):
+        one, two = (t.load(number).network.state_dict() for t in trajectories)
+        assert_same(one, two)
+    last = trajectories[0].load(1)
+    assert not last.training
+    assert_same(first, last.network.state_dict())
+    assert not torch.equal(first["fc.weight"], trajectories[0].load(0).network.fc.weight)
 
 
 def test_audit_measures_three_starts_and_repeats_no_finished_cell(

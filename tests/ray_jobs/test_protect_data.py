@@ -100,6 +100,21 @@ def test_verify_proves_the_budget_from_what_is_stored(undisturbed: Path) -> None
         assert found[name] == pytest.approx(claimed[name])
 
 
+def test_pandas_and_ray_data_read_it(undisturbed: Path) -> None:
+    import pandas
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    paths = sorted(map(str, undisturbed.glob("data-*.parquet")))
+    frame = pandas.read_parquet(paths[0])
+    rows = ray.data.read_parquet(paths[0]).take_all()
+    assert [row["index"] for row in rows] == frame["index"].tolist() == list(range(64))
+    for row, image in zip(rows, frame["image"], strict=True):
+        assert row["image"]["bytes"] == image["bytes"]
+        with Image.open(io.BytesIO(image["bytes"])) as opened:
+            assert (opened.mode, opened.size) == ("L", (8, 8))
+
+
 @pytest.mark.parametrize(("workers", "group"), [(2, 2), (3, 1)])
 def test_bytes_do_not_depend_on_workers_or_on_groups(
     workers: int, group: int, undisturbed: Path, trajectory: str, tmp_path: Path

@@ -28,7 +28,8 @@ from ray_jobs.protected_blocks import (
     read_notes,
     store_block,
 )
-from ray_jobs.runs import Run, find_run
+from ray_jobs.protected_datasets import commit_protected
+from ray_jobs.runs import Run, find_run, provenance
 from ray_jobs.trajectories import open_trajectory
 from ray_jobs.workers import WorkerGroups
 from storage.commit import commit, read_part
@@ -111,11 +112,12 @@ def protect(job: ProtectData) -> Run:
             epsilon_levels=job.sep.epsilon_levels,
             run=this_run,
         )
-    commit(
+    commit_protected(
         this_run.output,
-        {f"data-{n:05d}.parquet": note.part for n, note in enumerate(read_notes(this_run))},
-        kind="dataset",
-        description={"recipe": this_run.recipe, "budget": {"epsilon_levels": 6}},
+        list(read_notes(this_run)),
+        preview=b"",
+        epsilon_levels=job.sep.epsilon_levels,
+        facts=provenance(this_run),
     )
     return this_run
 
