@@ -8,18 +8,15 @@ it goes on where it was. ``--data`` is a folder of ``cifar10-train.parquet`` and
 the place of the recipes' torchvision datasets.
 """
 
-import argparse
 import dataclasses
 import json
-import logging
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.environment import describe_environment
-from benchmarks.protection import from_parquet, parquet_path
+from benchmarks.protection import from_parquet, parquet_path, read_options
 from protection.audit.verdict import Estimate, estimate
 from protection.sep.config import SepConfig
 from ray_jobs import audit_data, pretrain, protect_data
@@ -43,13 +40,7 @@ class Recipes(NamedTuple):
 
 def main() -> None:
     """Run the pipelines and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of NAME-train.parquet, NAME-test.parquet")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = read_options(str(__doc__))
     started = time.monotonic()
     recipes = read_recipes(options.recipes, options.data)
     output = (options.output / options.recipes.name).absolute()

@@ -27,13 +27,7 @@ from storage.commit import is_committed, read_part
 
 def main() -> None:
     """Run the pipelines and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of NAME-train.parquet, NAME-test.parquet")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = read_options(str(__doc__))
     started = time.monotonic()
     reports = [
         run_pipeline(options.recipes, options.output / options.recipes.name, seed, options.data)
@@ -42,6 +36,17 @@ def main() -> None:
     print(f"# Protection by {options.recipes}\n\n{describe_environment()}")
     print(f"Wall time of this call: {(time.monotonic() - started) / 60:.0f} min.\n")
     print(to_markdown(reports, options.seeds))
+
+
+def read_options(description: str) -> argparse.Namespace:
+    """Command line of a benchmark that runs a folder of recipes for several seeds."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipes", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of NAME-train.parquet, NAME-test.parquet")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return parser.parse_args()
 
 
 def run_pipeline(recipes: Path, output: Path, seed: int, data: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from storage.errors import DatasetError
 from storage.manifest import Part
 from storage.parquet_images import ParquetImages
 
-_NOTES = "blocks/"
+_NOTES: Final = "blocks/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def store_block(
         num_protected=len(protected),
         psnr=[_finite_or_none(value) for value in changes.psnr[protected].tolist()],
         ssim=changes.ssim[protected].tolist(),
-        max_change_levels=int(changes.max_levels.max()),
+        max_change_levels=worst,
     )
     document = json.dumps(dataclasses.asdict(note)).encode()
     open_blobs(run.state).put(f"{_NOTES}{number:05d}.json", document)

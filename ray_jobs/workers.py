@@ -59,7 +59,6 @@ def sum_over_workers(tensors: Sequence[Tensor], *, group: dist.ProcessGroup | No
 
     ``group`` restricts it to some of the workers.
 
-
     One call on a flat copy costs a copy and saves a launch and a latency for every tensor of the
     model.
     """
