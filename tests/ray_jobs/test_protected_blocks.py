@@ -1,6 +1,7 @@
 """What protect-data does to a block and refuses of a dataset, without a cluster."""
 
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -10,9 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from protection.sep.algorithm import perturb
 from protection.sep.config import SepConfig
+from protection.sep.gradients import Ensemble
 from protection.workers import ALONE
 from ray_jobs import verify
 from ray_jobs.cluster import GroupedClusterConfig
@@ -33,8 +38,10 @@ from ray_jobs.runs import Run, find_run, provenance
 from ray_jobs.trajectories import open_trajectory
 from ray_jobs.workers import WorkerGroups
 from storage.commit import commit, read_part
+from storage.dataset_writer import parquet_block
 from storage.datasets import open_dataset
 from storage.errors import DatasetError
+from storage.original_images import original_from_bytes
 from tests.storage.image_files import parquet_bytes, to_bytes
 
 MODES = ("L", "LA", "RGB", "RGBA")
@@ -144,6 +151,41 @@ def test_any_size_and_mode_comes_back_within_the_budget_with_all_its_columns(
     for number, row in enumerate(rows):
         image, clean = Image.open(io.BytesIO(row["image"]["bytes"])), picture(number)
         assert (image.format, image.mode, image.size) == ("PNG", clean.mode, clean.size)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    epsilon_levels=st.integers(1, 32),
+    seed=st.integers(0, 2**16),
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    channels=st.integers(1, 4),
+)
+def test_what_is_stored_is_never_outside_the_budget(
+    epsilon_levels: int, seed: int, size: tuple[int, int], channels: int, trajectory: str
+) -> None:
+    config = SepConfig(epsilon_levels=epsilon_levels, step_size_levels=1.7, members=2, steps=4)
+    rng = torch.Generator().manual_seed(seed)
+    clean = [torch.randint(256, (channels, *size), dtype=torch.uint8, generator=rng)]
+    targets = torch.tensor([seed % 10])
+    found = perturb(clean, targets, ensemble_of(trajectory), image_size=8, config=config)
+    data = parquet_block(
+        found, targets, torch.tensor([0]), class_names=NAMES, paths=[None], columns=None
+    )
+    (row,) = pq.read_table(io.BytesIO(data)).to_pylist()
+    stored = original_from_bytes(row["image"]["bytes"], name="row 0")
+    assert stored.shape == clean[0].shape
+    assert int((stored.int() - clean[0].int()).abs().max()) <= epsilon_levels
+
+
+@functools.cache
+def ensemble_of(trajectory: str) -> Ensemble:
+    return load_ensemble(
+        open_trajectory(trajectory),
+        open_dataset("digits:train", image_size=8),
+        config=SepConfig(members=2),
+        groups=WorkerGroups(ALONE, ALONE),
+        device=torch.device("cpu"),
+    )
 
 
 def test_only_the_chosen_images_change(mixed: str, trajectory: str, tmp_path: Path) -> None:

@@ -244,3 +244,23 @@ def test_wrong_classes_of_the_papers() -> None:
         0,
         1,
     ]
+
+
+@pytest.mark.parametrize("num_classes", [2, 37, 1000])
+def test_any_number_of_classes_most_of_them_absent_from_the_block(num_classes: int) -> None:
+    models = tiny_models(2, num_classes=num_classes)
+    reference = TensorImages(
+        torch.stack(random_pixels(num_classes, 3, 8, 8, seed=5)),
+        torch.arange(num_classes),
+        num_classes=num_classes,
+    )
+    means = class_means(models, reference)
+    members = {n: Member(m, mean) for n, (m, mean) in enumerate(zip(models, means, strict=True))}
+    config = SepConfig(epsilon_levels=4, steps=3, members=2, feature_alignment=True)
+    targets = target_labels(torch.tensor([0, num_classes - 1]), num_classes=num_classes)
+    found = perturb(
+        IMAGES[:2], targets, build_ensemble(members, size=2), image_size=8, config=config
+    )
+    for image, clean in zip(found, IMAGES, strict=False):
+        change = (image.int() - clean.int()).abs()
+        assert 0 < int(change.max()) <= 3  # three steps of one level
