@@ -57,7 +57,11 @@ class TensorImages:
 
 
 class Batch(NamedTuple):
-    """Images ``(B, C, H, W)`` float in [0, 1], labels ``(B,)`` int64; on the model's device."""
+    """Images ``(B, C, H, W)`` float in [0, 1] and their labels, on the model's device.
+
+    Labels are ``(B,)`` int64, or ``(B, K)`` float probabilities where images were mixed;
+    `torch.nn.functional.cross_entropy` takes both.
+    """
 
     images: Tensor
     labels: Tensor

@@ -37,13 +37,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module's own mode comes back afterwards."""
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, gradients or not; every module's own mode comes back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's own mode comes back afterwards."""
+    with in_eval_mode(model), torch.inference_mode():
+        yield

@@ -6,7 +6,7 @@ shards, which the recipe fixes, and not on the number of workers.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.seeds import derive_seed, seeded
 from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
+
+Augmentation = Callable[[Classifier, Batch, int], Batch]
+"""From the model as it is now, a training batch and a seed to the batch that is trained on."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -174,8 +177,17 @@ def train(
     *,
     config: TrainingConfig,
     workers: Workers = ALONE,
+    augment: Augmentation | None = None,
 ) -> Iterator[EpochMetrics]:
     """Train from ``state.next_epoch`` on; ``state`` is current whenever a value is yielded.
+
+    Args:
+        state: of `start_training`; changed.
+        images: trained on.
+        validation: accuracy is measured on them after every epoch.
+        config: of the run.
+        workers: who shares the shards of a batch.
+        augment: applied to every batch after crop and flip, by every worker to all of it.
 
     Raises:
         NonFiniteError: naming epoch and step.
@@ -193,6 +205,8 @@ def train(
             step_seed = derive_seed(config.seed, "step", step)
             if config.random_crop_flip:
                 batch = Batch(crop_and_flip(batch.images, seed=step_seed), batch.labels)
+            if augment is not None:
+                batch = augment(model, batch, step_seed)
             try:
                 loss = train_step(
                     model,

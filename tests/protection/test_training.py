@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from protection.batches import Batch, TensorImages
 from protection.evaluation import accuracy
+from protection.models import Classifier
 from protection.training import (
     NonFiniteError,
     TrainingConfig,
@@ -55,6 +56,42 @@ def test_shards_average_gradients_by_image_and_statistics_by_shard() -> None:
         torch.testing.assert_close(p, before - first - second)
     for ours, first, second in zip(model.network.norm.buffers(), *buffers, strict=True):
         torch.testing.assert_close(ours.double(), (first.double() + second.double()) / 2)
+
+
+def test_labels_that_are_probabilities_train_alike_in_shards() -> None:
+    batch = a_batch()
+    mixed = Batch(batch.images, torch.rand(12, 3).softmax(dim=1))
+    shard = mixed.shard(1, num_shards=3)
+    assert torch.equal(shard.images, mixed.images[1::3])
+    assert torch.equal(shard.labels, mixed.labels[1::3])
+
+    by_class, by_share = tiny_classifier(), tiny_classifier()
+    shares = Batch(batch.images, F.one_hot(batch.labels, 3).float())
+    losses = [
+        train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), each, num_shards=2)
+        for model, each in ((by_class, batch), (by_share, shares))
+    ]
+    assert losses[0] == pytest.approx(losses[1])
+    for ours, theirs in zip(by_class.parameters(), by_share.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_augmentation_gets_the_model_every_batch_and_a_seed_of_its_own() -> None:
+    images, config = random_images(30), TrainingConfig(epochs=2, batch_size=10)
+    seen: list[tuple[int, int]] = []
+
+    def augment(model: Classifier, batch: Batch, seed: int) -> Batch:
+        assert model is state.model
+        seen.append((len(batch.labels), seed))
+        return Batch(torch.zeros_like(batch.images), batch.labels)
+
+    state = start_training(tiny_classifier(), config)
+    list(train(state, images, images, config=config, augment=augment))
+    assert [size for size, _ in seen] == [10] * 6
+    assert len({seed for _, seed in seen}) == 6
+    # Trained on what came back: on black images one bias is all there is to learn.
+    black = torch.zeros(1, 3, 8, 8)
+    assert state.model.eval()(black).softmax(dim=1).max() < 0.5
 
 
 def test_non_finite_loss_changes_nothing_and_says_where() -> None:
