@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = {"protection", "storage", "tune_spaces", "ray_jobs"}
 ALLOWED = {
-    "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy"},
+    "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy", "PIL"},
     "storage": {"storage", "torch", "torchvision", "numpy", "pyarrow", "boto3", "botocore"}
     | {"safetensors", "PIL", "sklearn"},
     "tune_spaces": {"tune_spaces", "ray"},
