@@ -59,7 +59,8 @@ def find_run(job: Any, *, verb: str) -> Run:
     recipe = json.loads(json.dumps(recipe))
     blobs = open_blobs(state)
     if blobs.exists(_RECIPE):
-        found = json.loads(blobs.get(_RECIPE))
+        # Of an older version, a recipe lacks the fields that came later: they had their defaults.
+        found = {**_defaults(job), **json.loads(blobs.get(_RECIPE))}
         differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
         if differing:
             raise UsageError(
@@ -82,6 +83,18 @@ def begin(run: Run) -> None:
 def provenance(run: Run) -> dict[str, object]:
     """What every manifest says of how it was made."""
     return {"recipe": run.recipe, "ringfence_version": version("ringfence")}
+
+
+def _defaults(job: Any) -> dict[str, Any]:
+    """What each field of ``job`` is where a recipe leaves it out, as it is read back."""
+    values = {}
+    for field in dataclasses.fields(job):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    defaults: dict[str, Any] = json.loads(json.dumps(values, default=dataclasses.asdict))
+    return defaults
 
 
 def _without_cluster(recipe: dict[str, Any]) -> dict[str, Any]:

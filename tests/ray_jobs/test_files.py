@@ -48,6 +48,19 @@ def test_another_recipe_is_refused_with_every_field_that_differs(tmp_path: Path)
         find_run(job, verb="audit-model")
 
 
+def test_a_run_begun_before_a_field_was_there_had_its_default(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model")
+    begin(find_run(job, verb="pretrain"))
+    path = tmp_path / "model.run" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    default = recipe.pop("training")  # as a version that had no such field wrote it
+    path.write_text(json.dumps(recipe))
+    assert find_run(job, verb="pretrain").recipe["training"] == default
+    training = dataclasses.replace(job.training, epochs=7)
+    with pytest.raises(UsageError, match=r"training\.epochs was 120, is 7"):
+        find_run(dataclasses.replace(job, training=training), verb="pretrain")
+
+
 def test_committed_output_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     commit(str(tmp_path / "model"), {}, kind="model", description={})
     with pytest.raises(AlreadyCommittedError, match="is committed already"):
