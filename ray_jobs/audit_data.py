@@ -1,7 +1,7 @@
 """`ringfence audit-data`: what models trained on protected images reach on clean ones.
 
-Every appropriator is trained on the protected images and, to compare, on the clean ones; every
-training is one cell.
+Every appropriator is trained on the protected images under every countermeasure and, to compare, on
+the clean ones without any; every training is one cell.
 """
 
 import dataclasses
@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from protection.audit.countermeasures import COUNTERMEASURES, appropriate
 from protection.models import ModelConfig
-from protection.training import TrainingConfig, start_training, train
+from protection.training import TrainingConfig, start_training
 from ray_jobs.audit_report import commit_report
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.data_report import ARMS, build_report, peak, to_markdown
+from ray_jobs.data_report import Curves, build_report, peak, to_markdown
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
 from ray_jobs.model_files import new_model
@@ -47,7 +48,13 @@ class AuditData:
     output: str
     """Location to commit the report to; must not exist yet."""
     appropriators: list[Appropriator]
-    """The threat model: every one is tried."""
+    """The threat model: every one is tried, under every countermeasure."""
+    countermeasures: list[str] = field(default_factory=lambda: ["none"])
+    """What appropriators do against the protection, one at a time: among none, jpeg_10, jpeg_30,
+    jpeg_50, jpeg_70, jpeg_90, greyscale, bit_depth_2, bit_depth_4, gaussian_blur, median_blur,
+    resize_half (on every image, test images too), cutout, mixup, cutmix, randaugment,
+    adversarial_training_2, adversarial_training_4 (on every batch; the last two take about four
+    times as long). All are in protection/audit/countermeasures.py."""
     clean: ImageSetConfig | None = None
     """The images that were protected; null: those that the protected dataset's manifest names."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -59,6 +66,16 @@ class AuditData:
         require_seeds(self.seeds)
         if not self.appropriators:
             raise ValueError("appropriators is empty, so nothing is tried; expected at least one")
+        for name in self.countermeasures:
+            if name not in COUNTERMEASURES:
+                raise ValueError(
+                    f"countermeasures has {name!r}, which names none; expected some of "
+                    f"{', '.join(COUNTERMEASURES)}"
+                )
+        if not self.countermeasures or len(set(self.countermeasures)) < len(self.countermeasures):
+            raise ValueError(
+                f"countermeasures is {self.countermeasures}; expected different names, at least one"
+            )
 
 
 class Cell(NamedTuple):
@@ -67,10 +84,14 @@ class Cell(NamedTuple):
     appropriator_index: int
     arm: str
     seed: int
+    countermeasure: str = "none"
 
     def key(self) -> str:
         """Return a name for the finished result, safe in a path."""
-        return f"appropriator{self.appropriator_index}-{self.arm}-seed{self.seed}"
+        # Without one the name is what it was before there were countermeasures: what such an audit
+        # has finished stays valid.
+        under = "" if self.countermeasure == "none" else f"-{self.countermeasure}"
+        return f"appropriator{self.appropriator_index}-{self.arm}{under}-seed{self.seed}"
 
 
 class _Shared(NamedTuple):
@@ -148,8 +169,9 @@ def _open_and_check(
 def _cells(job: AuditData) -> Iterator[Cell]:
     for seed in job.seeds:  # seeds outermost: an interrupted audit has every appropriator first
         for appropriator_index in range(len(job.appropriators)):
-            for arm in ARMS:
-                yield Cell(appropriator_index, arm, seed)
+            yield Cell(appropriator_index, "clean", seed)
+            for countermeasure in job.countermeasures:
+                yield Cell(appropriator_index, "protected", seed, countermeasure)
 
 
 def _train_cell(shared: _Shared, cell: Cell) -> list[Row]:
@@ -171,21 +193,30 @@ def _train_cell(shared: _Shared, cell: Cell) -> list[Row]:
             "loss": metrics.loss,
             "test_accuracy": metrics.validation_accuracy,
         }
-        for metrics in train(state, images, test, config=config)
+        for metrics in appropriate(
+            state, images, test, config=config, countermeasure=cell.countermeasure
+        )
     ]
 
 
 def _progress(job: AuditData, cell: Cell, curve: list[Row]) -> str:
     name = _names(job)[cell.appropriator_index]
-    return f"{name}  {cell.arm}  seed {cell.seed}  peak {peak(curve):.3f}"
+    what = f"{name}  {cell.arm}  {cell.countermeasure}  seed {cell.seed}"
+    return f"{what}  peak {peak(curve):.3f}"
 
 
-def _by_appropriator(
-    job: AuditData, curves: Mapping[Cell, list[Row]]
-) -> dict[str, dict[str, list[list[Row]]]]:
-    """Curves by appropriator, by arm, in the order of seeds."""
+def _by_appropriator(job: AuditData, curves: Mapping[Cell, list[Row]]) -> dict[str, Curves]:
+    """Curves by appropriator, in the order of seeds."""
     return {
-        name: {arm: [curves[Cell(index, arm, seed)] for seed in job.seeds] for arm in ARMS}
+        name: Curves(
+            clean=[curves[Cell(index, "clean", seed)] for seed in job.seeds],
+            protected={
+                countermeasure: [
+                    curves[Cell(index, "protected", seed, countermeasure)] for seed in job.seeds
+                ]
+                for countermeasure in job.countermeasures
+            },
+        )
         for index, name in enumerate(_names(job))
     }
 

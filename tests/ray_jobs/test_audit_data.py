@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from protection.audit.countermeasures import COUNTERMEASURES
 from protection.models import ModelConfig
 from protection.training import TrainingConfig
 from ray_jobs import audit_data
@@ -61,21 +63,25 @@ def a_job(protected: str, output: Path, **changes: object) -> AuditData:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_audit_compares_both_trainings_and_repeats_no_finished_cell(
+def test_audit_compares_all_trainings_and_repeats_no_finished_cell(
     cluster: str, protected: str, tmp_path: Path
 ) -> None:
+    countermeasures = ["none", "greyscale", "mixup"]
     # As an interrupted audit left it: one cell finished, with values no training would give.
     curve = [{"epoch": e, "loss": 1.0, "test_accuracy": a} for e, a in enumerate((0.1, 0.9876, 0))]
     kept = tmp_path / "audit.run" / "cells"
     kept.mkdir(parents=True)
     (kept / "appropriator0-clean-seed1.json").write_text(json.dumps(curve))
 
-    location = audit_data.run(a_job(protected, tmp_path))
+    location = audit_data.run(a_job(protected, tmp_path, countermeasures=countermeasures))
     report = json.loads(read_part(location, "report.json"))
     (curves,) = report["curves"].values()
-    assert [len(curves[arm]) for arm in ("protected", "clean")] == [2, 2]
+    assert list(curves["protected"]) == countermeasures
+    trainings = [curves["clean"], *curves["protected"].values()]
+    assert [[len(rows) for rows in of_seeds] for of_seeds in trainings] == 4 * [[3, 3]]
     assert curves["clean"][1] == curve
-    assert all(len(rows) == 3 for arm in curves.values() for rows in arm)
+    # The same seeds, and still another course each.
+    assert len({str(of_seeds) for of_seeds in trainings}) == 4
     # Two dozen steps on noise leave about chance, a third; as many on digits do not.
     assert report["headline"]["peak_clean_accuracy"] > 0.8
     assert report["headline"]["peak_protected_accuracy"] < 0.7
@@ -90,11 +96,14 @@ def test_audit_compares_both_trainings_and_repeats_no_finished_cell(
         "test": open_set(TEST, image_size=8).digest(),
     }
     table = read_part(location, "report.md").decode()
-    assert table.startswith("Worst case: tests.conftest:TinyNetwork reaches ")
-    assert "\n| tests.conftest:TinyNetwork | 3 | " in table
+    assert table.startswith("Worst case: tests.conftest:TinyNetwork")
+    for name in countermeasures:
+        assert f"\n| tests.conftest:TinyNetwork | {name} | 3 | " in table
     cells = {path.name for path in kept.iterdir()}
     assert cells == {
-        f"appropriator0-{arm}-seed{seed}.json" for arm in ("protected", "clean") for seed in (0, 1)
+        f"appropriator0-{arm}-seed{seed}.json"
+        for arm in ("protected", "protected-greyscale", "protected-mixup", "clean")
+        for seed in (0, 1)
     }
 
 
@@ -150,7 +159,17 @@ def test_a_location_that_is_no_protected_dataset_is_refused_by_what_it_is(
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"appropriators": []}, "appropriators is empty"), ({"seeds": [1, 1]}, r"seeds is \[1, 1\]")],
+    [
+        ({"appropriators": []}, "appropriators is empty"),
+        ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
+        ({"countermeasures": []}, r"countermeasures is \[\]; expected different names"),
+        ({"countermeasures": ["none", "none"]}, r"countermeasures is \['none', 'none'\]"),
+        (
+            {"countermeasures": ["none", "jpeg_11"]},
+            "countermeasures has 'jpeg_11', which names none; expected some of "
+            f"{', '.join(COUNTERMEASURES)}",
+        ),
+    ],
 )
 def test_an_audit_that_would_measure_nothing_is_refused(
     changes: dict[str, object], message: str
@@ -177,6 +196,25 @@ def test_appropriators_of_one_architecture_are_told_apart() -> None:
     ]
 
 
+def test_every_countermeasure_is_named_where_recipes_are_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["audit-data", "--help"])
+    explained = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert explained >= set(COUNTERMEASURES)
+
+
+def test_cells_without_a_countermeasure_keep_their_names_and_clean_images_need_none() -> None:
+    countermeasures = ["jpeg_10", "none"]
+    job = a_job("anywhere", Path("anywhere"), countermeasures=countermeasures, seeds=[4])
+    assert [cell.key() for cell in audit_data._cells(job)] == [
+        "appropriator0-clean-seed4",
+        "appropriator0-protected-jpeg_10-seed4",
+        "appropriator0-protected-seed4",
+    ]
+
+
 def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     model = {"architecture": "timm/resnet18", "image_size": 32}
@@ -189,5 +227,6 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe))
     name, job = parse(["audit-data", "--config", str(path), "--cluster.workers", "2"])
     assert (name, job.clean, job.cluster.workers) == ("audit-data", None, 2)
+    assert job.countermeasures == ["none"]
     assert [each.training.epochs for each in job.appropriators] == [7, 120]
     assert job.appropriators[0].model == ModelConfig(**model)
