@@ -117,11 +117,11 @@ def test_committed_output_is_refused(undisturbed: Path, model: str) -> None:
         run(a_job(model, undisturbed, workers=1))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
 def test_weights_do_not_depend_on_the_number_of_workers(
-    workers: int, undisturbed: Path, model: str, tmp_path: Path
+    undisturbed: Path, model: str, tmp_path: Path
 ) -> None:
-    run(a_job(model, tmp_path / "protected", workers=workers))
+    # Two workers are compared with one below, where they are killed.
+    run(a_job(model, tmp_path / "protected", workers=3))
     assert_same(read_weights(str(undisturbed)), read_weights(str(tmp_path / "protected")))
 
 
