@@ -52,7 +52,9 @@ class Block:
             num_colours = shape[0] - (shape[0] in _WITH_ALPHA)
             alpha = pixels[:, num_colours:] if shape[0] in _WITH_ALPHA else None
             self._groups.append(_Group(positions, alpha))
-            self.colours.append(pixels[:, :num_colours])
+            # The gradients' layout: arithmetic between two layouts takes several times as long.
+            colours = pixels[:, :num_colours].contiguous(memory_format=torch.channels_last)
+            self.colours.append(colours)
 
     def inputs(self, colours: Sequence[Tensor]) -> Tensor:
         """``(B, 3, S, S)`` float: what the network sees of ``colours``, in the order of images."""
@@ -71,7 +73,7 @@ class Block:
         """
         pulled = []
         for colour, group in zip(self.colours, self._groups, strict=True):
-            at_inputs = gradient[group.positions]
+            at_inputs = gradient if len(self._groups) == 1 else gradient[group.positions]
             if self._is_seen_as_it_is(colour, group):
                 pulled.append(at_inputs)
                 continue

@@ -71,7 +71,7 @@ def vectorised(members: Mapping[int, Member], *, precision: torch.dtype) -> Grad
     """Gradients of all ``members`` in one pass; costs a second copy of their weights.
 
     The same numbers as `one_by_one`, up to rounding. Pays where one member's kernels do not fill
-    the device: on a CPU it takes twice the time (benchmarks/sep_crafting.py).
+    the device: on a CPU it takes longer (benchmarks/sep_crafting.py).
     """
     models = [member.model for member in members.values()]
     means = [member.class_means for member in members.values() if member.class_means is not None]
