@@ -53,7 +53,8 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr("ray.init", start)
+    # Not ray.init, which is not called where the session's cluster is up.
+    monkeypatch.setattr("ray_jobs.launch.connect", start)
 
 
 def picture(number: int) -> Image.Image:
