@@ -65,7 +65,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="as many as a worker's CPUs")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = prepare(options, Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in rows}

@@ -5,7 +5,7 @@ The measures take two stacks of 8-bit images, ``(B, C, H, W)`` uint8 of equal sh
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _DATA_RANGE: Final = 255
+# Of a stack: of 32-pixel images, 2**17 take 0.4 of the time of one at a time, and 2**19 0.5;
+# photographs in float64 would take gigabytes.
+_VALUES_AT_ONCE: Final = 2**17
 # Wang et al. 2004, section III.
 _WINDOW_SIZE: Final = 11
 _WINDOW_SIGMA: Final = 1.5
@@ -46,14 +49,29 @@ def measure_changes(protected: Sequence[Tensor], clean: Sequence[Tensor]) -> Cha
             f"protected has {len(protected)} images and clean {len(clean)}; expected the same "
             "images, at least one"
         )
-    # One by one: a stack of photographs in float64 would take gigabytes.
-    pairs = [(after[None], before[None]) for after, before in zip(protected, clean, strict=True)]
-    return Changes(
-        *(
-            torch.cat([measure(after, before) for after, before in pairs])
-            for measure in (max_change_levels, psnr, ssim)
-        )
+    for after, before in zip(protected, clean, strict=True):
+        _check(after[None], before[None])
+    changes = Changes(
+        torch.empty(len(clean), dtype=torch.int64),
+        torch.empty(len(clean), dtype=torch.float64),
+        torch.empty(len(clean), dtype=torch.float64),
     )
+    for numbers in _stackable(clean):
+        after, before = (torch.stack([image[n] for n in numbers]) for image in (protected, clean))
+        for measured, measure in zip(changes, (max_change_levels, psnr, ssim), strict=True):
+            measured[numbers] = measure(after, before)
+    return changes
+
+
+def _stackable(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Numbers of ``images`` of equal shape, no more at a time than the cache likes."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, image in enumerate(images):
+        by_shape.setdefault(image.shape, []).append(number)
+    for shape, numbers in by_shape.items():
+        at_once = max(1, _VALUES_AT_ONCE // shape.numel())
+        for first in range(0, len(numbers), at_once):
+            yield numbers[first : first + at_once]
 
 
 def lowest_and_median(name: str, values: Sequence[float]) -> dict[str, float | None]:

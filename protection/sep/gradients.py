@@ -163,12 +163,12 @@ def ensemble_gradient(ensemble: Ensemble, gradients: Iterator[tuple[int, Tensor]
 
     In float64 the order of summation, and with it the split over workers, does not reach the sign.
     """
-    total: Tensor | float = 0.0
+    _, first = next(gradients)  # build_ensemble refuses to hold no member
+    total = first.to(torch.float64, copy=True)
     for _, gradient in gradients:
-        total = total + gradient.double()
-    assert isinstance(total, Tensor)  # build_ensemble refuses to hold no member
+        total += gradient
     ensemble.workers.sum_in_place([total])
-    return total / ensemble.size
+    return total.div_(ensemble.size)
 
 
 def inner_change(
