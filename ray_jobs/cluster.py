@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # A loop that returns this key failed in a way that no retry would mend; the value says how.
 FAILURE: Final = "failure"
+# Folder, below the storage path, of what Ray Train keeps of a run and of the run's checkpoints.
+RUN_NAME: Final = "train"
 
 _TRAIN_ENVIRONMENT: Final = {
     # report() waits for the controller's next poll; 2 s is far longer than a small round.
@@ -161,7 +163,7 @@ def run_on_workers(
             },
         ),
         run_config=RunConfig(
-            name="train",
+            name=RUN_NAME,
             storage_path=storage_path,
             callbacks=[callback],
             failure_config=FailureConfig(

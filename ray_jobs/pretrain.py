@@ -13,8 +13,9 @@ from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
 from ray_jobs.model_files import ModelDescription, commit_model, new_model
 from ray_jobs.reporting import Row, duration
+from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
-from ray_jobs.train_loop import failing_clearly, report_rounds, restore
+from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.trajectories import TRAJECTORY, keeping_trajectory, noted_parts
 from ray_jobs.workers import current_device, current_workers
 from storage.checkpoints import read_weights
@@ -90,7 +91,7 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
     workers, device = current_workers(), current_device()
     domain = open_domain(job.original, image_size=job.model.image_size)
     state = start_training(_start_model(job, domain).to(device), job.training)
-    restore(state)
+    resumed = restore(state, this_run, workers=workers, device=device)
     epochs = train(state, domain.train, domain.validation, config=job.training, workers=workers)
     if job.trajectory_checkpoints is not None and workers.rank == 0:
         epochs = keeping_trajectory(
@@ -103,11 +104,13 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
     report_rounds(
         epochs,
         state,
+        this_run=this_run,
         num_rounds=job.training.epochs,
         first_round=state.next_epoch,
         checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
         workers=workers,
         device=device,
+        resumed=resumed,
     )
     sets = {"validation_accuracy": domain.validation, "test_accuracy": domain.test}
     metrics = {

@@ -155,6 +155,7 @@ def _protect(job: ProtectData, this_run: Run) -> dict[str, Any]:
         report_rounds(
             rounds,
             None,
+            this_run=this_run,
             num_rounds=-(-len(numbers) // groups.across.size),
             first_round=0,
             checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,

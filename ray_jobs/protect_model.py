@@ -17,8 +17,9 @@ from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
 from ray_jobs.reporting import Row, duration
+from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
-from ray_jobs.train_loop import failing_clearly, report_rounds, restore
+from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.workers import current_device, current_workers
 from storage.location import parse_location
 
@@ -124,15 +125,17 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
     model = model_from(opened.description, weights=job.model).to(device)
     unprotected = copy.deepcopy(model)
     state = start(model, job.sophon)
-    restore(state)
+    resumed = restore(state, this_run, workers=workers, device=device)
     report_rounds(
         protect(state, opened.training_images(), config=job.sophon, workers=workers),
         state,
+        this_run=this_run,
         num_rounds=job.sophon.rounds,
         first_round=state.next_round,
         checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
         workers=workers,
         device=device,
+        resumed=resumed,
     )
     metrics = _measure(opened, unprotected, model, workers)
     if workers.rank == 0:

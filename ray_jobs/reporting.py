@@ -19,6 +19,7 @@ from ray.train.v2.api.callback import UserCallback
 from tensorboardX import SummaryWriter
 
 ROWS: Final = "rows"
+NOTICE: Final = "notice"  # a row with this key alone is a message to the user, no round
 METRICS_FILE: Final = "metrics.jsonl"
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def following(path: Path, format_row: Callable[[Row], str]) -> Iterator[None]:
             while True:
                 is_last = stop.is_set()
                 for line in _whole_lines(file):
-                    logger.info("%s", format_row(json.loads(line)))
+                    row = json.loads(line)
+                    logger.info("%s", row[NOTICE] if NOTICE in row else format_row(row))
                 if is_last:
                     return
                 time.sleep(_POLL_SECONDS)

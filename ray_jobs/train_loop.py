@@ -1,10 +1,8 @@
 """A train loop on a worker: run an algorithm's generator, report, checkpoint, resume."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
@@ -12,53 +10,43 @@ import torch
 from protection.training import NonFiniteError
 from protection.workers import Workers
 from ray_jobs.cluster import FAILURE, quiet_worker
-from ray_jobs.reporting import ROWS
-from storage.checkpoints import load_training_state, save_training_state
+from ray_jobs.reporting import ROWS, Row
+from ray_jobs.run_checkpoints import (
+    FROM_THE_START,
+    Place,
+    Resumable,
+    Resumed,
+    report_checkpoint,
+)
+from ray_jobs.runs import Run
 from storage.errors import StorageError, UnavailableError
 
 # A report waits for the controller; short rounds share one.
 _REPORT_SECONDS = 1.0
 
 
-class Resumable(Protocol):
-    """The state of an algorithm between rounds."""
-
-    def state_dict(self) -> dict[str, object]:
-        """Tensors and numbers, nested."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
-        ...
-
-
-def restore(state: Resumable) -> None:
-    """Load the newest checkpoint of the run into ``state``, if there is one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            state.load_state_dict(load_training_state(Path(directory)))
-
-
 def report_rounds(
     rounds: Iterator[NamedTuple],
     state: Resumable | None,
     *,
+    this_run: Run,
     num_rounds: int,
     first_round: int,
     checkpoint_interval_seconds: float,
     workers: Workers,
     device: torch.device,
+    resumed: Resumed = FROM_THE_START,
 ) -> None:
     """Run ``rounds`` to their end; report their metrics, and checkpoints of ``state`` when due.
 
     ``state`` is None where each round keeps its own result, so that there is nothing to checkpoint.
+    ``resumed`` is what `restore` found; its rows are reported before those of the first round.
     Every worker reports the same number of times, because `ray.train.report` is a barrier: rank
     0's clock decides when.
     """
     started = last_report = last_checkpoint = time.monotonic()
     last_round = started
-    rows: list[dict[str, Any]] = []
+    rows = list(resumed.rows)
     for done, metrics in enumerate(rounds, start=1):
         now = time.monotonic()
         left = num_rounds - first_round - done
@@ -83,26 +71,26 @@ def report_rounds(
         workers.sum_in_place([decision])
         is_report_due, is_checkpoint_due = (flag > 0 for flag in decision.tolist())
         if is_report_due:
-            _report(rows, state if is_checkpoint_due else None, done + first_round, workers)
+            place = Place(done + first_round, resumed.attempt)
+            _report(rows, state if is_checkpoint_due else None, place, this_run, workers)
             rows = []
             last_report = time.monotonic()
             last_checkpoint = last_report if is_checkpoint_due else last_checkpoint
 
 
 def _report(
-    rows: list[dict[str, Any]], state: Resumable | None, num_done: int, workers: Workers
+    rows: list[Row],
+    state: Resumable | None,
+    place: Place,
+    this_run: Run,
+    workers: Workers,
 ) -> None:
-    metrics = {ROWS: rows if workers.rank == 0 else []}
-    if state is None or workers.rank != 0:
-        name = None if state is None else f"round-{num_done:06d}"
-        ray.train.report(metrics, checkpoint_dir_name=name)
+    if state is not None and workers.rank == 0:
+        report_checkpoint(rows, state, place, this_run)
         return
-    with tempfile.TemporaryDirectory() as directory:
-        save_training_state(Path(directory), state.state_dict())
-        checkpoint = ray.train.Checkpoint.from_directory(directory)
-        ray.train.report(
-            metrics, checkpoint=checkpoint, checkpoint_dir_name=f"round-{num_done:06d}"
-        )
+    # Every worker must name the checkpoint, though rank 0 alone has one.
+    name = None if state is None else place.name
+    ray.train.report({ROWS: rows if workers.rank == 0 else []}, checkpoint_dir_name=name)
 
 
 def failing_clearly(loop: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Weights and training state as safetensors and JSON.
+"""Weights as safetensors.
 
 Guarantee: what is loaded is bit for bit what was saved, dtypes included, and nothing is ever
 unpickled: a pickle from a shared bucket can run any code in whoever loads it.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +16,11 @@ from torch import Tensor
 
 from storage.blobs import open_blobs
 from storage.commit import read_part
-from storage.errors import BlobMissingError, CheckpointError, NotCommittedError
+from storage.errors import CheckpointError
 from storage.location import parse_location
-from storage.state_tree import decode, encode
 
 WEIGHTS_NAME: Final = "model.safetensors"
-_STATE_TENSORS: Final = "state.safetensors"
-_STATE_TREE: Final = "state.json"
 _PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
-_FORMAT: Final = ("ringfence training state", 1)
 
 # What safetensors gives back as it was; packed four-bit and double complex dtypes it does not.
 _DTYPES: Final = frozenset(
@@ -99,59 +94,6 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     else:
         data = read_part(location, WEIGHTS_NAME)
     return tensors_from_bytes(data, source=str(location))
-
-
-def save_training_state(directory: Path, state: Mapping[str, object]) -> None:
-    """Write ``state`` to ``directory``; complete once ``state.json`` is there.
-
-    Args:
-        directory: created if needed; an older state in it is replaced.
-        state: mappings with string, integer or boolean keys, lists, tuples (which come back as
-            lists), tensors, numbers, strings, booleans and None, nested at will.
-
-    Raises:
-        ValueError: something in ``state`` is of another type; the message says where.
-    """
-    tree, tensors = encode(state, name="state")
-    document = {"format": _FORMAT[0], "version": _FORMAT[1], "state": tree}
-    blobs = open_blobs(directory)
-    # First away with the old mark of completeness: it must not vouch for the new tensors.
-    blobs.delete(_STATE_TREE)
-    blobs.put(_STATE_TENSORS, tensors_to_bytes(tensors))
-    blobs.put(_STATE_TREE, json.dumps(document, allow_nan=False).encode())
-
-
-def load_training_state(directory: Path) -> dict[str, object]:
-    """Return what :func:`save_training_state` wrote, with its tensors on the CPU.
-
-    Raises:
-        NotCommittedError: no complete state is in ``directory``.
-        CheckpointError: the files are there and are not such a state.
-    """
-    blobs = open_blobs(directory)
-    try:
-        text = blobs.get(_STATE_TREE)
-        data = blobs.get(_STATE_TENSORS)
-    except BlobMissingError as error:
-        raise NotCommittedError(
-            f"{directory} holds no complete training state; expected {_STATE_TREE} and"
-            f" {_STATE_TENSORS} (was the save cut short?)"
-        ) from error
-    tensors = tensors_from_bytes(data, source=f"{directory}/{_STATE_TENSORS}")
-    try:
-        document = json.loads(text)
-        found = (document["format"], document["version"])
-        state = decode(document["state"], tensors) if found == _FORMAT else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}/{_STATE_TREE} is damaged; expected what save_training_state wrote"
-        ) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"{directory}/{_STATE_TREE} is {found[0]!r}, version {found[1]!r};"
-            f" expected {_FORMAT[0]!r}, version {_FORMAT[1]}"
-        )
-    return state
 
 
 def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

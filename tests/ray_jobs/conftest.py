@@ -1,19 +1,28 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from protection.models import Classifier, ModelConfig
+from ray_jobs.cluster import FAILURE
 from ray_jobs.domains import DomainConfig
 from ray_jobs.model_files import ModelDescription, commit_model, new_model, weights_to_bytes
+from ray_jobs.runs import begin, find_run
 from ray_jobs.trajectories import TRAJECTORY
 from storage.commit import stage
 from tests.conftest import TinyNetwork
-from tests.storage.conftest import s3_endpoint, s3_location
+from tests.storage.conftest import location, s3_endpoint, s3_location
 
-__all__ = ["s3_endpoint", "s3_location"]  # fixtures of the storage tests, used here as well
+__all__ = [
+    "location",
+    "s3_endpoint",
+    "s3_location",
+]  # of the storage tests
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
@@ -29,24 +38,39 @@ def cluster() -> Iterator[str]:
     from ray_jobs.cluster import _TRAIN_ENVIRONMENT
 
     os.environ.update(_TRAIN_ENVIRONMENT)
-    context = ray.init(
-        address="local",
-        num_cpus=3,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        runtime_env={
-            "env_vars": {
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                # Of the S3 server in the test process; it takes any key.
-                "AWS_ACCESS_KEY_ID": "key-of-the-tests",
-                "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests",
-                "AWS_EC2_METADATA_DISABLED": "true",
-            }
-        },
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # What a machine of the cluster has, workers of every driver have: keys of the S3 server in
+        # this process, which takes any.
+        patch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        context = ray.init(
+            address="local", num_cpus=3, log_to_driver=False, object_store_memory=200 * 2**20
+        )
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+def run_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> Path:
+    """Run the whole train loop of a job in this process; returns its output.
+
+    What any number of workers make must equal what this makes, and it takes no start of workers.
+    """
+    this_run = find_run(job, verb=verb)
+    begin(this_run)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.cluster.cpus_per_worker)  # their number decides how sums round
+    try:
+        config = {"job": job, "run": this_run}
+        trainer = TorchTrainer(
+            loop, train_loop_config=config, scaling_config=ScalingConfig(num_workers=0)
+        )
+        result: Any = trainer.fit()
+    finally:
+        torch.set_num_threads(threads)
+    assert FAILURE not in result.return_value, result.return_value
+    return this_run.output.path
 
 
 @pytest.fixture(scope="session")

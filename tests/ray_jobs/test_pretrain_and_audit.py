@@ -1,5 +1,6 @@
 """The jobs around the main one: pre-training shared by workers, and an audit that resumes."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,29 +11,63 @@ from protection.sophon.adversary import StrategyFamily
 from protection.training import TrainingConfig
 from ray_jobs import audit_model, pretrain
 from ray_jobs.cluster import ClusterConfig
+from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.model_files import describe
 from ray_jobs.trajectories import open_trajectory
+from storage.blobs import open_blobs
 from storage.checkpoints import read_weights
 from storage.commit import read_manifest, read_part
-from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
+from storage.dataset_writer import parquet_block
+from storage.datasets import open_dataset
+from storage.location import Location
+from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY, run_here
 from tests.ray_jobs.test_protect_model import assert_same
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def test_pretraining_is_the_same_on_one_worker_and_two(cluster: str, tmp_path: Path) -> None:
-    locations = []
-    for workers in (1, 2):
-        job = pretrain.Pretrain(
-            model=TINY,
-            original=ORIGINAL,
-            output=str(tmp_path / f"by-{workers}"),
-            training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.05, shards=2),
-            trajectory_checkpoints=2,
-            cluster=ClusterConfig(workers=workers),
-        )
-        locations.append(pretrain.run(job))
+def digits_as_parquet(folder: Location, split: str) -> str:
+    """The digits of ``split`` in one Parquet file below ``folder``."""
+    images = open_dataset(f"digits:{split}", image_size=8)
+    everything = torch.arange(len(images))
+    data = parquet_block(
+        images.originals(everything),
+        images.labels,
+        images.index,
+        class_names=images.class_names,
+        paths=images.paths(everything),
+        columns=None,
+    )
+    open_blobs(folder / split).put("digits.parquet", data)
+    return str(folder / split)
+
+
+@pytest.mark.s3
+def test_pretraining_does_not_depend_on_workers_or_on_where_images_are(
+    cluster: str, tmp_path: Path, s3_location: Location
+) -> None:
+    here = pretrain.Pretrain(
+        model=TINY,
+        original=ORIGINAL,
+        output=str(tmp_path / "here"),
+        training=TrainingConfig(epochs=4, batch_size=32, learning_rate=0.05, shards=2),
+        trajectory_checkpoints=2,
+    )
+    there = dataclasses.replace(
+        here,
+        original=DomainConfig(
+            train=digits_as_parquet(s3_location, "train"),
+            test=digits_as_parquet(s3_location, "test"),
+            classes=ORIGINAL.classes,
+        ),
+        output=str(tmp_path / "there"),
+        cluster=ClusterConfig(workers=2),
+    )
+    locations = [
+        str(run_here(here, pretrain.train_loop_per_worker, verb="pretrain")),
+        pretrain.run(there),
+    ]
     first, second = (read_weights(location) for location in locations)
     assert_same(first, second)
     description = describe(locations[0])

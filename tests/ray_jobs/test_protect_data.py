@@ -19,12 +19,12 @@ from protection.sep.config import SepConfig
 from ray_jobs import verify
 from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.image_sets import ImageSetConfig
-from ray_jobs.protect_data import ProtectData, run
+from ray_jobs.protect_data import ProtectData, run, train_loop_per_worker
 from storage.blobs import open_blobs
 from storage.commit import read_manifest, read_part
-from storage.location import Location, parse_location
+from storage.location import Location
 from storage.manifest import Part
-from tests.ray_jobs.conftest import ROOT
+from tests.ray_jobs.conftest import ROOT, run_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -72,10 +72,11 @@ def wait_for_blocks(output: Path, count: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, trajectory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(trajectory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes without a cluster."""
     output = tmp_path_factory.mktemp("undisturbed") / "protected"
-    assert run(a_job(trajectory, str(output), workers=1)) == str(output)
-    return output
+    job = a_job(trajectory, str(output), workers=1)
+    return run_here(job, train_loop_per_worker, verb="protect-data")
 
 
 def test_manifest_says_how_the_images_were_protected(undisturbed: Path, trajectory: str) -> None:
@@ -115,17 +116,9 @@ def test_pandas_and_ray_data_read_it(undisturbed: Path) -> None:
             assert (opened.mode, opened.size) == ("L", (8, 8))
 
 
-@pytest.mark.parametrize(("workers", "group"), [(2, 2), (3, 1)])
-def test_bytes_do_not_depend_on_workers_or_on_groups(
-    workers: int, group: int, undisturbed: Path, trajectory: str, tmp_path: Path
-) -> None:
-    output = tmp_path / "protected"
-    run(a_job(trajectory, str(output), workers=workers, group=group))
-    assert parts(output) == parts(undisturbed)
-
-
 @pytest.mark.s3
-def test_images_and_result_may_be_on_s3(
+def test_bytes_do_not_depend_on_groups_or_on_the_store(
+    cluster: str,
     undisturbed: Path,
     trajectory: str,
     s3_location: Location,
@@ -133,26 +126,15 @@ def test_images_and_result_may_be_on_s3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # logs of a run on S3 are kept in the working directory
-    local = open_blobs(undisturbed)
-    images = open_blobs(s3_location / "images")
-    for name in local.list():
-        images.put(name, local.get(name))
-    # The protected digits protected once more: they are a dataset like any other.
-    job = a_job(trajectory, str(s3_location / "again"), workers=2)
-    job = dataclasses.replace(
-        job,
-        dataset=ImageSetConfig(source=str(s3_location / "images")),
-        sep=dataclasses.replace(SEP, steps=2),
-    )
-    output = run(job)
-    found = json.loads(verify.run(verify.Verify(protected=output)))
-    assert found["num_images"] == found["num_changed"] == 1442
-    assert found["max_change_levels"] <= 8
-    kept = open_blobs(parse_location(output).sibling(".run")).list("blocks/")
-    assert len(kept) == BLOCKS
+    output = s3_location / "protected"
+    assert run(a_job(trajectory, str(output), workers=2, group=2)) == str(output)
+    assert parts(output) == parts(undisturbed)
+    assert len(open_blobs(output.sibling(".run")).list("blocks/")) == BLOCKS
+    found = json.loads(verify.run(verify.Verify(protected=str(output))))
+    assert found["num_images"] == 1442
 
 
-def test_killed_worker_loses_no_finished_block(
+def test_killed_worker_of_three_loses_no_finished_block(
     cluster: str,
     undisturbed: Path,
     trajectory: str,
@@ -175,7 +157,7 @@ def test_killed_worker_loses_no_finished_block(
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
-    run(a_job(trajectory, str(output), workers=2))
+    run(a_job(trajectory, str(output), workers=3))
     killer.join()
     assert 6 <= len(before) < BLOCKS
     after = notes(output)

@@ -21,14 +21,14 @@ from ray_jobs.cli import main
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.model_files import commit_model, describe, model_from
-from ray_jobs.protect_model import ProtectModel, run
+from ray_jobs.protect_model import ProtectModel, run, train_loop_per_worker
 from ray_jobs.reporting import METRICS_FILE
 from storage.blobs import open_blobs
 from storage.checkpoints import read_weights
-from storage.commit import read_manifest
+from storage.commit import is_committed, read_manifest
 from storage.errors import AlreadyCommittedError
 from storage.location import Location
-from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, ROOT
+from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, ROOT, run_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -88,14 +88,19 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("undisturbed") / "protected"
-    assert run(a_job(model, output, workers=1)) == str(output)
-    return output
+def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes without a cluster."""
+    job = a_job(model, tmp_path_factory.mktemp("undisturbed") / "protected", workers=1)
+    return run_here(job, train_loop_per_worker, verb="protect-model")
 
 
-def test_manifest_says_how_the_model_was_made(undisturbed: Path, model: str) -> None:
-    manifest = read_manifest(str(undisturbed))
+def test_committed_output_is_refused(undisturbed: Path, model: str) -> None:
+    with pytest.raises(AlreadyCommittedError, match=f"output is {undisturbed}.*a new location"):
+        run(a_job(model, undisturbed, workers=1))
+
+
+def assert_manifest_says_how_the_model_was_made(output: Path, model: str) -> None:
+    manifest = read_manifest(str(output))
     assert manifest.kind == "model"
     description = manifest.description
     assert description["recipe"]["command"] == "protect-model"
@@ -106,45 +111,9 @@ def test_manifest_says_how_the_model_was_made(undisturbed: Path, model: str) -> 
         for start in ("protected", "unprotected")
         for split in ("validation", "test")
     }
-    shown = rows(undisturbed)
-    assert [row["round_index"] for row in shown] == list(range(40))
-    assert shown[-1]["eta_seconds"] == 0
-    assert list((undisturbed.parent / "protected.run" / "tensorboard").iterdir())
 
 
-def test_committed_output_is_refused(undisturbed: Path, model: str) -> None:
-    with pytest.raises(AlreadyCommittedError, match=f"output is {undisturbed}.*a new location"):
-        run(a_job(model, undisturbed, workers=1))
-
-
-def test_weights_do_not_depend_on_the_number_of_workers(
-    undisturbed: Path, model: str, tmp_path: Path
-) -> None:
-    # Two workers are compared with one below, where they are killed.
-    run(a_job(model, tmp_path / "protected", workers=3))
-    assert_same(read_weights(str(undisturbed)), read_weights(str(tmp_path / "protected")))
-
-
-@pytest.mark.s3
-def test_state_and_result_are_kept_on_s3(
-    undisturbed: Path,
-    model: str,
-    s3_location: Location,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)  # logs of a run on S3 are kept in the working directory
-    output = s3_location / "protected"
-    job = a_job(model, tmp_path, workers=1)
-    assert run(dataclasses.replace(job, output=str(output))) == str(output)
-    assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
-    kept = open_blobs(output.sibling(".run")).list()
-    assert "recipe.json" in kept
-    assert any(name.startswith("train/round-000040/") for name in kept)
-    assert len((tmp_path / "protected.run" / METRICS_FILE).read_text().splitlines()) == 40
-
-
-def test_killed_worker_costs_time_and_nothing_else(
+def test_killed_worker_of_three_costs_time_and_nothing_else(
     cluster: str,
     undisturbed: Path,
     model: str,
@@ -167,41 +136,56 @@ def test_killed_worker_costs_time_and_nothing_else(
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
-    run(a_job(model, output, workers=2))
+    assert run(a_job(model, output, workers=3)) == str(output)
     killer.join()
     assert killed
     assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
-    resumed = [row["round_index"] for row in rows(output)]
-    assert len(resumed) < 2 * 40  # it went on from a checkpoint, not from the start
+    assert_manifest_says_how_the_model_was_made(output, model)
+    shown = rows(output)
+    assert {row["round_index"] for row in shown} == set(range(40))
+    assert len(shown) < 2 * 40  # it went on from a checkpoint, not from the start
+    assert shown[-1]["eta_seconds"] == 0
+    assert list((output.parent / "protected.run" / "tensorboard").iterdir())
 
 
-def test_killed_driver_goes_on_with_the_same_command_and_refuses_another(
-    cluster: str, undisturbed: Path, model: str, tmp_path: Path
+@pytest.mark.s3
+def test_killed_driver_goes_on_from_the_newest_whole_checkpoint_on_s3(
+    cluster: str,
+    undisturbed: Path,
+    model: str,
+    s3_location: Location,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output = tmp_path / "protected"
-    job = a_job(model, output, workers=2)
+    monkeypatch.chdir(tmp_path)  # logs of a run on S3 are kept in the working directory
+    output = s3_location / "protected"
+    job = dataclasses.replace(a_job(model, tmp_path, workers=2), output=str(output))
     recipe = write_recipe(job, tmp_path)
     command = [sys.executable, "-m", "ray_jobs.cli", "protect-model", "--config", recipe]
     environment = {**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-    wait_for_round(output, 10)
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    wait_for_round(tmp_path / "protected", 10)
     driver.kill()
     driver.wait()
-    assert not (output / "MANIFEST.json").exists()
+    assert not is_committed(output)
 
     other = dataclasses.replace(job, sophon=dataclasses.replace(SOPHON, rounds=41))
     with pytest.raises(UsageError, match=r"sophon\.rounds was 40, is 41"):
         run(other)
 
-    before = max(row["round_index"] for row in rows(output))
-    again = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    kept = open_blobs(output.sibling(".run"))
+    newest = max(name for name in kept.list("train/round-") if name.endswith("MANIFEST.json"))
+    checkpoint = newest.split("/")[1]
+    (tensors,) = (n for n in kept.list(f"train/{checkpoint}/") if n.endswith(".safetensors"))
+    kept.put(tensors, b"not what was committed")
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == str(output)
-    assert f"resuming the run in {output}.run" in again.stderr
-    first_resumed = int(again.stderr.split("sophon ")[1].split("/")[0])
-    assert 1 < first_resumed <= before + 2
+    assert f"resuming the run in {output.sibling('.run')}" in again.stderr
+    assert f"checkpoint {checkpoint} is passed over: " in again.stderr
+    first_resumed = int(again.stderr.split("\nsophon ")[1].split("/")[0])
+    assert f"resuming from round-{first_resumed - 1:06d}-try-1\n" in again.stderr
+    assert 1 < first_resumed <= int(checkpoint.split("-")[1])
     assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
 
 

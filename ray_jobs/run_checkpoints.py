@@ -1,0 +1,135 @@
+"""Checkpoints of a run's training state: commits, of which the newest whole one is resumed.
+
+Ray Train registers them, keeps the last few and deletes the others. What is in them goes through
+`storage/`: a checkpoint is whole or not there, every byte is checked when it is read, and one that
+was damaged is passed over for the one before it.
+"""
+
+import re
+import tempfile
+from pathlib import PurePosixPath
+from typing import Any, Final, NamedTuple, Protocol
+
+import ray.train
+import torch
+
+from protection.workers import Workers
+from ray_jobs.cluster import RUN_NAME
+from ray_jobs.reporting import NOTICE, ROWS, Row
+from ray_jobs.runs import Run
+from storage.blobs import open_blobs
+from storage.location import Location
+from storage.manifest import MANIFEST_NAME
+from storage.training_state import DAMAGED, commit_training_state, read_training_state
+
+_STATE: Final = "state"
+_ROWS: Final = "rows"
+_COMMITTED: Final = re.compile(rf"round-(\d+)-try-(\d+)/{re.escape(MANIFEST_NAME)}")
+
+
+class Resumable(Protocol):
+    """The state of an algorithm between rounds."""
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and numbers, nested."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+        ...
+
+
+class Place(NamedTuple):
+    """Of a checkpoint among those of its run."""
+
+    num_done: int
+    """Rounds that it has behind it."""
+    attempt: int
+    """From 1. A run that passed over a damaged checkpoint comes by its round once more, and Ray
+    deletes both if they have one name."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"round-{self.num_done:06d}-try-{self.attempt}"
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    attempt: int
+    rows: list[Row]
+    """To report before the first round's: notices of each checkpoint that was damaged, and what
+    came with the loaded one, where a crash kept that from being reported."""
+
+
+FROM_THE_START: Final = Resumed(attempt=1, rows=[])
+
+
+def report_checkpoint(rows: list[Row], state: Resumable, place: Place, this_run: Run) -> None:
+    """Report ``rows`` to Ray Train with a checkpoint of ``state``."""
+
+    def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        # With the rows: after a crash the checkpoint may be there and the report lost.
+        kept = {_STATE: state.state_dict(), _ROWS: rows}
+        commit_training_state(_checkpoints(this_run) / name, kept)
+        storage: Any = ray.train.get_context().get_storage()
+        path = storage.build_checkpoint_path_from_name(name)
+        return ray.train.Checkpoint(path, storage.storage_filesystem)
+
+    with tempfile.TemporaryDirectory() as nothing:  # Ray wants a folder; ours needs none
+        ray.train.report(
+            {ROWS: rows},
+            checkpoint=ray.train.Checkpoint.from_directory(nothing),
+            checkpoint_dir_name=place.name,
+            checkpoint_upload_fn=upload,
+        )
+
+
+def restore(state: Resumable, this_run: Run, *, workers: Workers, device: torch.device) -> Resumed:
+    """Load the newest whole checkpoint of the run into ``state``, if there is one.
+
+    All workers must call it, in a train loop. Rank 0 decides which one, the others load the same.
+    """
+    decision = torch.zeros(3, dtype=torch.float64, device=device)
+    rows: list[Row] = []
+    if workers.rank == 0:
+        loaded, attempt = _load_newest(state, this_run, rows)
+        decision += torch.tensor([*loaded, attempt], device=device)
+    workers.sum_in_place([decision])
+    num_done, loaded_attempt, attempt = (int(number) for number in decision.tolist())
+    if workers.rank != 0 and num_done > 0:
+        name = Place(num_done, loaded_attempt).name
+        kept: Any = read_training_state(_checkpoints(this_run) / name)
+        state.load_state_dict(kept[_STATE])
+    return Resumed(attempt, rows)
+
+
+def _load_newest(state: Resumable, this_run: Run, rows: list[Row]) -> tuple[Place, int]:
+    """Place of what was loaded, of round 0 if nothing was, and the attempt that this begins."""
+    folder = _checkpoints(this_run)
+    # Not what Ray registered: a checkpoint can be whole before the controller hears of it.
+    matches = map(_COMMITTED.fullmatch, open_blobs(folder).list("round-"))
+    places = sorted(Place(int(match[1]), int(match[2])) for match in matches if match)
+    last_attempt = max((place.attempt for place in places), default=1)
+    for place in reversed(places):
+        try:
+            kept: Any = read_training_state(folder / place.name)
+        except DAMAGED as error:
+            rows.append({NOTICE: f"checkpoint {place.name} is passed over: {error}"})
+            continue
+        state.load_state_dict(kept[_STATE])
+        attempt = last_attempt + bool(rows)
+        if rows:
+            rows.append({NOTICE: f"resuming from {place.name}"})
+        registered = ray.train.get_checkpoint()
+        if registered is None or PurePosixPath(registered.path).name != place.name:
+            rows += kept[_ROWS]
+        return place, attempt
+    if rows:
+        rows.append({NOTICE: "no checkpoint is whole: starting again"})
+    return Place(0, 0), last_attempt + bool(rows)
+
+
+def _checkpoints(this_run: Run) -> Location:
+    return this_run.state / RUN_NAME
