@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # A loop that returns this key failed in a way that no retry would mend; the value says how.
 FAILURE: Final = "failure"
+# Key of a report with a checkpoint: the greatest are kept.
+SCORE: Final = "score"
 # Folder, below the storage path, of what Ray Train keeps of a run and of the run's checkpoints.
 RUN_NAME: Final = "train"
 
@@ -58,10 +60,20 @@ class ClusterConfig:
     """Times that lost workers are replaced and the run resumed before the job fails."""
     checkpoint_interval_seconds: float = 60
     """Least time between two checkpoints of the training state; 0: after every round."""
+    keep_checkpoints: int = 2
+    """Checkpoints of a run that are kept: its newest, or its best and the newest one."""
+    keep_best_by: str | None = None
+    """Metric in the run's metrics.jsonl whose greatest values make the best checkpoints, with a
+    minus in front its smallest, e.g. `-original_drop`; null: only age counts."""
 
     def __post_init__(self) -> None:
         """Reject values that no cluster can have."""
-        for name, least in (("workers", 1), ("cpus_per_worker", 1), ("max_failures", 0)):
+        for name, least in (
+            ("workers", 1),
+            ("cpus_per_worker", 1),
+            ("max_failures", 0),
+            ("keep_checkpoints", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("gpus_per_worker", "checkpoint_interval_seconds"):
@@ -169,7 +181,10 @@ def run_on_workers(
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=3
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=cluster.keep_checkpoints,
+                checkpoint_score_attribute=SCORE if cluster.keep_best_by else None,
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -5,6 +5,7 @@ Ray Train registers them, keeps the last few and deletes the others. What is in 
 was damaged is passed over for the one before it.
 """
 
+import math
 import re
 import tempfile
 from pathlib import PurePosixPath
@@ -14,7 +15,7 @@ import ray.train
 import torch
 
 from protection.workers import Workers
-from ray_jobs.cluster import RUN_NAME
+from ray_jobs.cluster import RUN_NAME, SCORE
 from ray_jobs.reporting import NOTICE, ROWS, Row
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
@@ -67,7 +68,13 @@ FROM_THE_START: Final = Resumed(attempt=1, rows=[])
 
 
 def report_checkpoint(rows: list[Row], state: Resumable, place: Place, this_run: Run) -> None:
-    """Report ``rows`` to Ray Train with a checkpoint of ``state``."""
+    """Report ``rows`` to Ray Train with a checkpoint of ``state``.
+
+    Raises:
+        ValueError: the recipe's cluster.keep_best_by names no number of the last row.
+    """
+    best_by = this_run.recipe["cluster"].get("keep_best_by")
+    metrics = {ROWS: rows} if best_by is None else {ROWS: rows, SCORE: _score(rows[-1], best_by)}
 
     def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         # With the rows: after a crash the checkpoint may be there and the report lost.
@@ -79,11 +86,24 @@ def report_checkpoint(rows: list[Row], state: Resumable, place: Place, this_run:
 
     with tempfile.TemporaryDirectory() as nothing:  # Ray wants a folder; ours needs none
         ray.train.report(
-            {ROWS: rows},
+            metrics,
             checkpoint=ray.train.Checkpoint.from_directory(nothing),
             checkpoint_dir_name=place.name,
             checkpoint_upload_fn=upload,
         )
+
+
+def _score(row: Row, best_by: str) -> float:
+    name = best_by.removeprefix("-")
+    if name not in row:
+        raise ValueError(
+            f"cluster.keep_best_by is {best_by!r}, which names no metric of this job; expected one "
+            f"of {', '.join(row)}"
+        )
+    value = row[name]
+    if value is None or math.isnan(value):
+        return -math.inf  # not measured in this round
+    return float(value if name == best_by else -value)
 
 
 def restore(state: Resumable, this_run: Run, *, workers: Workers, device: torch.device) -> Resumed:

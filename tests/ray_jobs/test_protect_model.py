@@ -59,7 +59,9 @@ def a_job(model: str, output: Path, *, workers: int) -> ProtectModel:
         restricted=[RESTRICTED],
         output=str(output),
         sophon=SOPHON,
-        cluster=ClusterConfig(workers=workers, checkpoint_interval_seconds=0),
+        cluster=ClusterConfig(
+            workers=workers, checkpoint_interval_seconds=0, keep_best_by="original_accuracy"
+        ),
     )
 
 
@@ -145,7 +147,13 @@ def test_killed_worker_of_three_costs_time_and_nothing_else(
     assert {row["round_index"] for row in shown} == set(range(40))
     assert len(shown) < 2 * 40  # it went on from a checkpoint, not from the start
     assert shown[-1]["eta_seconds"] == 0
-    assert list((output.parent / "protected.run" / "tensorboard").iterdir())
+    state = output.parent / "protected.run"
+    assert list((state / "tensorboard").iterdir())
+    # The two best, of equal ones the later, and the newest.
+    best = sorted((row["original_accuracy"], row["round_index"] + 1) for row in shown)[-2:]
+    kept = {int(path.name.split("-")[1]) for path in (state / "train").glob("round-*")}
+    assert {number for _, number in best} <= kept
+    assert len(kept) <= 4  # and one that the crash left unregistered
 
 
 @pytest.mark.s3

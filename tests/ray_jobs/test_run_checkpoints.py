@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, in this process."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from protection.workers import ALONE, Workers
 from ray_jobs.reporting import Row
-from ray_jobs.run_checkpoints import Place, restore
+from ray_jobs.run_checkpoints import Place, _score, restore
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
 from storage.location import Location
@@ -138,3 +139,15 @@ def test_a_later_attempt_is_newer_than_an_earlier_one_at_the_same_round(this_run
     attempt, rows = restore(state, this_run, workers=ALONE, device=CPU)
     assert (state.number, attempt) == (20, 2)
     assert rows == [{"round_index": 19}]
+
+
+@pytest.mark.parametrize(
+    ("best_by", "score"), [("accuracy", 0.5), ("-accuracy", -0.5), ("loss", -math.inf)]
+)
+def test_the_best_checkpoints_are_those_of_the_named_metric(best_by: str, score: float) -> None:
+    assert _score({"accuracy": 0.5, "loss": math.nan}, best_by) == score
+
+
+def test_a_metric_that_no_row_has_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"is '-accurac', which names no .*one of accuracy, loss"):
+        _score({"accuracy": 0.5, "loss": 1.0}, "-accurac")
