@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from storage.errors import AlreadyCommittedError, LocationError
 from storage.local_files import complete_temp_file, os_errors_explained
@@ -178,8 +179,9 @@ class S3Blobs:
         answer = self._ask(
             target, lambda: self._client.head_object(Bucket=target.bucket, Key=target.key)
         )
-        writer: str | None = answer["Metadata"].get(_WRITER)
-        return writer
+        # Some stores give such names back with capitals.
+        metadata: dict[str, str] = {k.lower(): v for k, v in answer["Metadata"].items()}
+        return metadata.get(_WRITER)
 
     def _upload(self, source: Path | io.BytesIO, target: Location) -> None:
         with s3_errors_explained(target):
@@ -204,11 +206,15 @@ class S3Blobs:
         return sizes[0] if sizes else None
 
     def _list_page(self, target: Location, prefix: str, **arguments: object) -> dict[str, Any]:
-        page: dict[str, Any] = self._ask(
-            target,
-            lambda: self._client.list_objects_v2(Bucket=target.bucket, Prefix=prefix, **arguments),
-        )
-        return page
+        def list_page() -> dict[str, Any]:
+            page: dict[str, Any] = self._client.list_objects_v2(
+                Bucket=target.bucket, Prefix=prefix, **arguments
+            )
+            if "IsTruncated" not in page:  # a web page reads as a list of nothing
+                raise ResponseParserError
+            return page
+
+        return self._ask(target, list_page)
 
 
 def _body(answer: dict[str, Any]) -> bytes:

@@ -19,9 +19,9 @@ from storage.location import Location
 from storage.s3_retries import attach, total_seconds
 
 # A quarter of the whole time at most, so that a request that stalls is tried several times; but
-# below a second a store that is only busy would seem dead.
+# below two seconds a store that is only busy would seem dead.
 _STALL_SHARE: Final = 0.25
-_SHORTEST_STALL_SECONDS: Final = 1.0
+_SHORTEST_STALL_SECONDS: Final = 2.0
 _LONGEST_CONNECT_SECONDS: Final = 10.0
 _LONGEST_STALL_SECONDS: Final = 30.0
 
@@ -75,16 +75,19 @@ def _make_client(location: Location, *, seconds: float) -> Any:
         "connect_timeout": min(stall_seconds, _LONGEST_CONNECT_SECONDS),
         "read_timeout": min(stall_seconds, _LONGEST_STALL_SECONDS),
     }
-    address = {"endpoint_url": location.endpoint_url, "region_name": location.region}
-    # Each request carries the CRC-32 of its body, and the last of an upload that of all parts.
-    checked = Config(
-        **options,
-        request_checksum_calculation="when_supported",
-        response_checksum_validation="when_supported",
-    )
-    client = session.client("s3", config=checked, **address)
-    if is_aws(client.meta.endpoint_url):
-        return client
+    endpoint = location.endpoint_url
+    if endpoint is None or is_aws(endpoint):
+        # Each request carries the CRC-32 of its body, and the last of an upload that of all parts.
+        checked = Config(
+            **options,
+            request_checksum_calculation="when_supported",
+            response_checksum_validation="when_supported",
+        )
+        client = session.client(
+            "s3", config=checked, endpoint_url=endpoint, region_name=location.region
+        )
+        if is_aws(client.meta.endpoint_url):
+            return client
     # Other stores seldom have a host name per bucket, and some know no such checksums: who has one
     # that does may say so, as for AWS's own tools. All of them check a signature, however, so the
     # SHA-256 of each body goes into it.
@@ -96,8 +99,8 @@ def _make_client(location: Location, *, seconds: float) -> Any:
         response_checksum_validation=wanted,
     )
     # Many know no regions either, yet a request cannot be signed without one.
-    region = client.meta.region_name or "us-east-1"
-    return session.client("s3", config=compatible, **{**address, "region_name": region})
+    region = location.region or session.region_name or "us-east-1"
+    return session.client("s3", config=compatible, endpoint_url=endpoint, region_name=region)
 
 
 @functools.cache

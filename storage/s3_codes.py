@@ -12,6 +12,7 @@ _FORBIDDEN: Final = (
     " (and kms:GenerateDataKey and kms:Decrypt where it is encrypted with a key)",
 )
 _OTHER_REGION: Final = ("the bucket is in another region than was asked", REGION)
+_MOVED: Final = ("the store says to ask elsewhere", f"{REGION}, or scheme=https")
 _UNKNOWN_KEY: Final = ("the store does not know these credentials", CREDENTIALS)
 _EXPIRED: Final = (
     "the credentials have expired",
@@ -48,7 +49,10 @@ REFUSALS: Final[dict[str, tuple[str, str]]] = {
     "PermanentRedirect": _OTHER_REGION,
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
-    "301": _OTHER_REGION,
+    "301": _MOVED,
+    "302": _MOVED,
+    "307": _MOVED,
+    "308": _MOVED,
     "KMS.NotFoundException": _UNUSABLE_KEY,
     "KMS.DisabledException": _UNUSABLE_KEY,
     "KMS.KMSInvalidStateException": _UNUSABLE_KEY,
@@ -80,5 +84,3 @@ TRANSIENT: Final = frozenset(
 )
 # The store has lost what was uploaded so far, or the answer that the upload was complete.
 LOST_UPLOAD: Final = frozenset({"NoSuchUpload", "InvalidPart"})
-
-MISSING: Final = ("NoSuchKey", "404")

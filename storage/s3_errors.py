@@ -18,7 +18,7 @@ from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S
 
 from storage.errors import BlobMissingError, LocationError, StorageError, UnavailableError
 from storage.location import Location
-from storage.s3_codes import CREDENTIALS, LOST_UPLOAD, MISSING, REFUSALS, REGION, TRANSIENT
+from storage.s3_codes import CREDENTIALS, LOST_UPLOAD, REFUSALS, REGION, TRANSIENT
 
 TOTAL_SECONDS_VARIABLE: Final = "RINGFENCE_S3_TOTAL_SECONDS"
 
@@ -59,8 +59,8 @@ def s3_errors_explained(location: Location) -> Iterator[None]:
 
 
 def error_code(error: ClientError) -> str:
-    """The S3 error code of ``error``; a HEAD answer has only the HTTP status."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    """The S3 error code of ``error``, or the HTTP status of an answer that has none."""
+    return str(error.response.get("Error", {}).get("Code") or _status(error))
 
 
 def is_transient(error: Exception) -> bool:
@@ -120,16 +120,17 @@ def _explain_answer(error: ClientError, location: Location, tried: str) -> Stora
     if code in REFUSALS:
         why, fix = REFUSALS[code]
         return LocationError(f"{location} is refused by S3 ({code}), {why}; {fix}")
-    if code in MISSING:
+    # HEAD answers have no body, and so no code.
+    if code == "NoSuchKey" or (code == "404" and error.operation_name == "HeadObject"):
         return blob_missing(location)
     if is_transient(error) or is_broken_transfer(error):
         return UnavailableError(
-            f"{location} is unavailable ({code or _status(error)}), {tried}; expected an answer"
+            f"{location} is unavailable ({code}), {tried}; expected an answer"
             f" (try again later, or with fewer workers at once; {_PATIENCE})"
         )
     return LocationError(
-        f"{location} is refused by S3 ({code or _status(error)}) during {error.operation_name};"
-        " expected a readable and writable bucket"
+        f"{location} is refused by S3 ({code}) during {error.operation_name};"
+        " expected a readable and writable bucket (check AWS_ENDPOINT_URL_S3 and permissions)"
     )
 
 
@@ -174,5 +175,5 @@ def _without_text(error: Exception) -> Exception:
     if isinstance(error, ClientError):
         code = error_code(error)
         error.response["Error"] = {"Code": code}  # what a copy in another process is made from
-        error.args = (f"S3 answered {error.operation_name} with {code or _status(error)}",)
+        error.args = (f"S3 answered {error.operation_name} with {code}",)
     return error

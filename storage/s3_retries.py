@@ -35,6 +35,7 @@ _QUIET_ATTEMPTS: Final = 4
 # Each of these uploads or downloads everything once more, so the store has to be quite broken.
 _TRANSFER_ATTEMPTS: Final = 4
 
+_DEADLINE: Final = "ringfence_deadline"
 _XML: Final = (b"<?xml", b"<Error")
 
 # When the verb under way in this thread gives up. The transfer manager's threads do not see it.
@@ -63,6 +64,9 @@ def total_seconds() -> float:
 def attach(client: Any, *, seconds: float) -> None:
     """Let every request of ``client``, whose own retries are off, be tried for ``seconds``."""
 
+    def set_deadline(*, params: dict[str, Any], **_: object) -> None:
+        params["context"][_DEADLINE] = _deadline.get() or time.monotonic() + seconds
+
     def wait_before_retry(
         *,
         attempts: int,
@@ -78,11 +82,8 @@ def attach(client: Any, *, seconds: float) -> None:
         else:
             reason = str(response[1].get("Error", {}).get("Code", ""))
             is_worth_it = is_transient_answer(reason, response[0].status_code)
-        deadline = _deadline.get()
-        if deadline is None:
-            context = request_dict["context"]
-            deadline = context.setdefault("ringfence_deadline", time.monotonic() + seconds)
-        wait, left = _wait_seconds(attempts), deadline - time.monotonic()
+        wait = _wait_seconds(attempts)
+        left = request_dict["context"][_DEADLINE] - time.monotonic()
         if not is_worth_it or wait >= left:
             return None
         if attempts == _QUIET_ATTEMPTS:
@@ -90,8 +91,10 @@ def attach(client: Any, *, seconds: float) -> None:
             logger.warning(message, reason, operation.name, left)
         return wait
 
+    client.meta.events.register("before-call.s3", set_deadline)
     client.meta.events.register("needs-retry.s3", wait_before_retry)
     client.meta.events.register("before-parse.s3", _count_cut_answer_as_server_error)
+    client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
 
 
 def run(action: Callable[[], _T], *, seconds: float) -> _T:
@@ -147,3 +150,9 @@ def _count_cut_answer_as_server_error(
     if is_cut or is_page:
         response_dict["status_code"] = max(response_dict["status_code"], 500)
         response_dict["body"] = b""
+
+
+def _follow_no_redirect(*, params: dict[str, Any], **_: object) -> None:
+    # boto3 sends HeadBucket to learn the bucket's region after a redirect. Where everything is
+    # redirected, from http to https say, it would go on to do so until the stack is full.
+    params["context"]["s3_redirect"]["redirected"] = True

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     """S3's error code; empty for an answer whose body is ``page``."""
     message: str = "words"
     page: bytes = b""
-    headers: Mapping[str, str] = {}  # noqa: RUF012 - a tuple's default, never written
+    headers: Mapping[str, str] = {}
 
     @property
     def body(self) -> bytes:
@@ -66,24 +66,6 @@ def at_random(share: float, *, seed: int) -> Decide:
     def decide(_: Request) -> Fault | Answer | None:
         with lock:
             return rng.choice(FAULTS) if rng.random() < share else None
-
-    return decide
-
-
-def cut_after(num_requests: int, *, is_last_served: bool) -> Decide:
-    """Serve ``num_requests``, and from then on nothing: for the server, the client has died.
-
-    The last one is carried out, and its answer lost, if ``is_last_served``.
-    """
-    lock, seen = threading.Lock(), [0]
-
-    def decide(_: Request) -> Fault | Answer | None:
-        with lock:
-            seen[0] += 1
-            if seen[0] <= num_requests:
-                return None
-            is_next = seen[0] == num_requests + 1
-        return Fault.LOST_ANSWER if is_next and is_last_served else Fault.RESET
 
     return decide
 
@@ -156,7 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, content = self._pass_on(request)
         if fault is Fault.LOST_ANSWER or (fault is Fault.TRUNCATED and not content):
             return self._reset()
-        return self._answer(status, headers, content, is_cut=fault is Fault.TRUNCATED)
+        if fault is Fault.TRUNCATED:
+            content = content[: len(content) // 2]
+        return self._answer(status, headers, content)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
 
@@ -171,21 +155,18 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             content = answer.read()
         connection.close()
-        kept = {k: v for k, v in answer.headers.items() if k not in ("Connection", "Server")}
+        kept = {k.title(): v for k, v in answer.headers.items() if k != "Connection"}
         return answer.status, kept, content
 
-    def _answer(
-        self, status: int, headers: Mapping[str, str], body: bytes, *, is_cut: bool = False
-    ) -> None:
+    def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response_only(status)
-        lengths = {} if "Content-Length" in headers else {"Content-Length": str(len(body))}
-        for name, value in {**headers, **lengths}.items():
+        # A length that was given stays, so that a shorter body is one that was cut.
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if is_cut else body)
-        if is_cut:
-            self.close_connection = True
+            self.wfile.write(body)
+            self.close_connection |= int(headers.get("Content-Length", 0)) > len(body)
 
     def _reset(self) -> None:
         # Without lingering, closing sends RST, and what was not read yet is lost on both sides.
