@@ -18,6 +18,7 @@ from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.data_report import Curves, build_report, peak, to_markdown
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
+from ray_jobs.lineage import parent
 from ray_jobs.model_files import new_model
 from ray_jobs.protected_datasets import find_protected
 from ray_jobs.reporting import Row
@@ -132,7 +133,7 @@ def run(job: AuditData) -> str:
         to_markdown(report),
         kind=AUDIT_KIND,
         parents={
-            "protected": image_sets["protected"].source,
+            **parent("protected", image_sets["protected"].source),
             "clean": images["clean"].digest(),
             "test": images["test"].digest(),
         },

@@ -23,6 +23,7 @@ from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.errors import UsageError
+from ray_jobs.lineage import parent
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
 from ray_jobs.reporting import Row
 from ray_jobs.runs import begin, find_run
@@ -123,7 +124,10 @@ def run(job: AuditModel) -> str:
         report,
         to_markdown(report),
         kind=AUDIT_KIND,
-        parents={"protected": resolved.protected, "unprotected": resolved.unprotected},
+        parents={
+            **parent("protected", resolved.protected),
+            **parent("unprotected", resolved.unprotected),
+        },
     )
 
 

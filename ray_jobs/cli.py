@@ -1,41 +1,26 @@
 """The `ringfence` command: one subcommand a job, its options the fields of the job's recipe.
 
-stdout carries the location that a job made, stderr what happened on the way. Exit codes: 0 done, 1
-the job failed, 2 it was asked for something that cannot be run.
+stdout carries the location that a job made, or what was asked for, stderr what happened on the way.
+Exit codes: 0 done, 1 the job failed, 2 it was asked for something that cannot be run.
 """
 
 import dataclasses
 import difflib
 import logging
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ray_jobs import audit_data, audit_model, demo, pretrain, protect_data, protect_model, verify
+from ray_jobs.commands import COMMANDS
 from ray_jobs.errors import JobError
 from storage.errors import StorageError, UnavailableError
 
-
-class Command(NamedTuple):
-    """A subcommand: the dataclass that its recipe fills, and what runs it."""
-
-    recipe: type
-    run: Callable[[Any], str]
-
-
-COMMANDS: Final[dict[str, Command]] = {
-    "pretrain": Command(pretrain.Pretrain, pretrain.run),
-    "protect-model": Command(protect_model.ProtectModel, protect_model.run),
-    "audit-model": Command(audit_model.AuditModel, audit_model.run),
-    "protect-data": Command(protect_data.ProtectData, protect_data.run),
-    "verify": Command(verify.Verify, verify.run),
-    "audit-data": Command(audit_data.AuditData, audit_data.run),
-    "demo": Command(demo.Demo, demo.run),
-}
+_TRUTH: Final = ("true", "false")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A model factory named in a recipe may be in the working directory, which scripts do not
     # search.
     sys.path.insert(0, str(Path.cwd()))
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         name, recipe = parse(arguments)
     except (ArgumentError, ValueError) as error:
-        return _refuse(f"ringfence: {_plain(error)}")
+        return _refuse(f"ringfence: {_plain(error, _chosen(arguments))}")
     try:
-        print(COMMANDS[name].run(recipe))
+        if result := COMMANDS[name].run(recipe):
+            _print(result)
     except (JobError, UnavailableError) as error:
         print(f"ringfence {name}: {error}", file=sys.stderr)
         return 1
@@ -62,22 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[str, Any]:
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """Return the subcommand of the command line and its recipe.
 
     Raises:
         ArgumentError, ValueError: a field is unknown, missing, of another type, or refused by its
         dataclass.
     """
-    parser, subparsers = build_parser()
-    namespace = parser.parse_args(arguments)
+    chosen = _chosen(arguments)
+    parser, subparsers = build_parser(chosen)
+    namespace = parser.parse_args(_spelled_out(arguments, chosen))
     name = namespace.subcommand
     values = vars(subparsers[name].instantiate(namespace[name]))
     return name, COMMANDS[name].recipe(**{k: v for k, v in values.items() if k != "config"})
 
 
-def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """Parser of the command, and of each subcommand; help texts are the recipes' docstrings."""
+def build_parser(chosen: str | None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """Parser of the command, and of each subcommand; only the chosen one has its fields.
+
+    Help texts are the recipes' docstrings.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="ringfence",
@@ -89,14 +80,39 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     subparsers = {}
     for name, command in COMMANDS.items():
         subparser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        subparser.add_argument(
-            "--config", action="config", help="YAML recipe, e.g. one of recipes/."
-        )
-        subparser.add_class_arguments(command.recipe)
-        summary = (command.recipe.__doc__ or "").splitlines()[0]
-        commands.add_subcommand(name, subparser, help=summary)
+        if name == chosen:
+            # Where fields need no name, the command is short enough without a file.
+            if all(field.kw_only for field in dataclasses.fields(command.recipe)):
+                subparser.add_argument(
+                    "--config", action="config", help="YAML recipe, e.g. one of recipes/."
+                )
+            subparser.add_class_arguments(command.recipe, as_positional=True)
+        commands.add_subcommand(name, subparser, help=command.summary)
         subparsers[name] = subparser
     return parser, subparsers
+
+
+def _chosen(arguments: Sequence[str]) -> str | None:
+    """The subcommand that the command line asks for, if it is one."""
+    return arguments[0] if arguments and arguments[0] in COMMANDS else None
+
+
+def _spelled_out(arguments: Sequence[str], chosen: str | None) -> list[str]:
+    """``arguments`` with a value for every switch: `--yes` alone stands for `--yes=true`."""
+    switches = {f"--{path}" for path, hint in _fields(chosen) if hint is bool}
+    following = [*arguments[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after.lower() not in _TRUTH else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _print(result: str) -> None:
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:  # as in `ringfence ls | head`: nobody wants the rest
+        # What is left in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:
@@ -104,7 +120,7 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _plain(error: Exception) -> str:
+def _plain(error: Exception, chosen: str | None) -> str:
     """The parser's message on one line, with the nearest name where a field is unknown."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     unknown = re.search(
@@ -115,24 +131,25 @@ def _plain(error: Exception) -> str:
     if unknown is None:
         return text
     (word,) = filter(None, unknown.groups())
-    near = difflib.get_close_matches(word, _field_names(), n=1)
+    names = {name for path, _ in _fields(chosen) for name in (path, path.rpartition(".")[2])}
+    near = difflib.get_close_matches(word, sorted(names), n=1)
     return f"{text}; expected a field of the recipe" + (
         f" (did you mean {near[0]}?)" if near else " (--help lists them)"
     )
 
 
-def _field_names() -> list[str]:
-    """Every field name of every recipe, with and without the path to it."""
-    paths: set[str] = set()
-    pending = [(command.recipe, "") for command in COMMANDS.values()]
+def _fields(chosen: str | None) -> Iterator[tuple[str, Any]]:
+    """Every field of the chosen command's recipe, by the path to it, with its type."""
+    pending = [] if chosen is None else [(COMMANDS[chosen].recipe, "")]
     while pending:
         recipe, prefix = pending.pop()
-        for name, hint in get_type_hints(recipe).items():
-            paths |= {name, prefix + name}
+        hints = get_type_hints(recipe)
+        for field in dataclasses.fields(recipe):
+            name, hint = field.name, hints[field.name]
+            yield prefix + name, hint
             for part in (hint, *get_args(hint)):
                 if dataclasses.is_dataclass(part) and isinstance(part, type):
                     pending.append((part, f"{prefix}{name}."))
-    return sorted(paths)
 
 
 if __name__ == "__main__":

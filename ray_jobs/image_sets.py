@@ -3,8 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from storage.datasets import ImageDataset, open_dataset
+if TYPE_CHECKING:
+    from storage.datasets import ImageDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,16 @@ def absolute_root(root: str | None) -> str | None:
     return None if root is None else str(Path(root).expanduser().absolute())
 
 
-def open_set(config: ImageSetConfig, *, image_size: int) -> ImageDataset:
+def open_set(config: ImageSetConfig, *, image_size: int) -> "ImageDataset":
     """Open the images; each is decoded when it is read.
 
     Raises:
         StorageError: the set is missing, empty or corrupt.
         ValueError: ``config`` asks for what the set does not have.
     """
+    # Imported here: a command that only names images need not wait seconds for torch.
+    from storage.datasets import open_dataset
+
     return open_dataset(
         config.source,
         image_size=image_size,

@@ -52,7 +52,7 @@ def launch(
             loop,
             {"job": job, "run": run},
             cluster=job.cluster,
-            storage_path=str(run.state),
+            storage_path=run.state.arrow_uri,
             callback=RowWriter(run.logs, step_field=step_field),
         )
     return str(run.output)

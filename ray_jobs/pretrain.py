@@ -11,6 +11,7 @@ from ray_jobs import domains
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
+from ray_jobs.lineage import parent
 from ray_jobs.model_files import ModelDescription, commit_model, new_model
 from ray_jobs.reporting import Row, duration
 from ray_jobs.run_checkpoints import restore
@@ -129,7 +130,7 @@ def _commit(
     facts = {
         **provenance(this_run),
         "metrics": metrics,
-        "parents": {"weights": job.weights, "original": digests(domain)},
+        "parents": {**parent("weights", job.weights), "original": digests(domain)},
         TRAJECTORY: list(staged),
     }
     description = ModelDescription(

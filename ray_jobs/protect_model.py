@@ -15,6 +15,7 @@ from ray_jobs import domains
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
+from ray_jobs.lineage import parent
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
 from ray_jobs.reporting import Row, duration
 from ray_jobs.run_checkpoints import restore
@@ -143,7 +144,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
             **provenance(this_run),
             "metrics": metrics,
             "parents": {
-                "model": job.model,
+                **parent("model", job.model),
                 "original": digests(opened.original),
                 "restricted": [digests(domain) for domain in opened.restricted],
             },

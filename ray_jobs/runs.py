@@ -17,11 +17,10 @@ from ray_jobs.errors import UsageError
 from storage.blobs import open_blobs
 from storage.commit import is_committed
 from storage.errors import AlreadyCommittedError
+from storage.inventory import RUN_RECIPE, RUN_SUFFIX
 from storage.location import Location, parse_location
 
 logger = logging.getLogger(__name__)
-
-_RECIPE = "recipe.json"
 
 
 class Run(NamedTuple):
@@ -52,15 +51,15 @@ def find_run(job: Any, *, verb: str) -> Run:
             f"output is {output}, which is committed already and never rewritten; expected a new "
             "location"
         )
-    state = output.sibling(".run")
+    state = output.sibling(RUN_SUFFIX)
     logs = Path(state.path) if state.is_local else Path.cwd() / state.name
     recipe = {"command": verb, **dataclasses.asdict(job)}
     # A recipe as it will be read back: tuples are lists there.
     recipe = json.loads(json.dumps(recipe))
     blobs = open_blobs(state)
-    if blobs.exists(_RECIPE):
+    if blobs.exists(RUN_RECIPE):
         # Of an older version, a recipe lacks the fields that came later: they had their defaults.
-        found = {**_defaults(job), **json.loads(blobs.get(_RECIPE))}
+        found = {**_defaults(job), **json.loads(blobs.get(RUN_RECIPE))}
         differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
         if differing:
             raise UsageError(
@@ -74,9 +73,8 @@ def find_run(job: Any, *, verb: str) -> Run:
 
 def begin(run: Run) -> None:
     """Write down that ``run`` was begun: from now on its output belongs to its recipe."""
-    blobs = open_blobs(run.state)
-    if not blobs.exists(_RECIPE):
-        blobs.put(_RECIPE, json.dumps(run.recipe, indent=2).encode())
+    # Written again where a run goes on: it shows that the state is in use, see storage.leftovers.
+    open_blobs(run.state).put(RUN_RECIPE, json.dumps(run.recipe, indent=2).encode())
     run.logs.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,123 +1,98 @@
-"""`ringfence verify`: what a protected dataset's manifest claims, proved from what is stored.
+"""`ringfence verify`: whether what is committed is what it was, and a protected dataset as claimed.
 
-Every byte is checked against its digest, every image decoded and compared with its clean one: the
-budget in whole 8-bit levels, each index there once, labels unchanged.
+The bytes of every part are checked against its digest; of a protected dataset, every image is
+compared with its clean one.
 """
 
 import json
 import logging
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-import torch
-
-from protection.audit.imperceptibility import lowest_and_median, measure_changes
-from ray_jobs.errors import JobError, UsageError
-from ray_jobs.image_sets import ImageSetConfig, open_set
-from ray_jobs.protected_datasets import find_protected
-from storage.datasets import ImageDataset
+from ray_jobs.errors import JobError
+from ray_jobs.image_sets import ImageSetConfig
+from ray_jobs.tables import progress_text
+from storage.blobs import open_blobs
+from storage.commit import read_manifest
+from storage.errors import BlobMissingError, DigestMismatchError, StorageError
+from storage.location import Location, parse_location
+from storage.manifest import Manifest, Part
+from storage.parallel_parts import Count, each_part, read_through
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_SIZE = 1000
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verify:
-    """Prove from the stored bytes that a protected dataset is within its budget of the clean."""
+    """Check that what is committed is what it was, and protected images within their budget."""
 
-    protected: str
-    """Location of the protected dataset, as `protect-data` printed it."""
+    location: str
+    """Location of anything committed. Of a dataset that protect-data made, all images are compared
+    with the clean ones."""
+    _: KW_ONLY
     clean: ImageSetConfig | None = None
     """The images that were protected; null: those that the dataset's manifest names."""
     epsilon_levels: int | None = None
     """Budget to prove, in 8-bit levels; null: the one that the manifest claims."""
+    digests_only: bool = False
+    """Check the bytes alone, for example where the clean images are gone."""
 
-
-class _Claim(NamedTuple):
-    """What is to be proved, with nothing left to look up."""
-
-    protected: ImageDataset
-    clean: ImageDataset
-    epsilon_levels: int
+    def __post_init__(self) -> None:
+        """Reject what would be ignored."""
+        if self.digests_only and (self.clean or self.epsilon_levels):
+            raise ValueError(
+                "digests_only is true, but clean or epsilon_levels is given, which only comparing "
+                "images uses; expected the one or the other"
+            )
 
 
 def run(job: Verify) -> str:
     """Check everything and return what was found, as JSON.
 
     Raises:
-        ValueError, StorageError: there is no such dataset, or a digest does not match.
-        JobError: the dataset is not what it should be; the message names the first image.
+        ValueError, StorageError: nothing is committed there, or clean images cannot be read.
+        JobError: the commit is not what it was, or its images are not what they should be.
     """
-    claim = _open(job)
-    protected, clean = claim.protected, claim.clean
-    if torch.equal(protected.index, clean.index):
-        order = torch.arange(len(clean))
-    else:
-        order = _matching_order(claim)
-    if not torch.equal(protected.labels, clean.labels[order]):
-        row = int(torch.nonzero(protected.labels != clean.labels[order])[0])
-        raise JobError(
-            f"index {int(protected.index[row])} has label {int(protected.labels[row])}, but its "
-            f"clean image has {int(clean.labels[order][row])}; expected labels unchanged"
-        )
-    psnr: list[float] = []
-    ssim: list[float] = []
-    max_change_levels = num_changed = 0
-    for rows in torch.split(torch.arange(len(protected)), _CHUNK_SIZE):
-        changes = measure_changes(protected.originals(rows), clean.originals(order[rows]))
-        worst = int(changes.max_levels.max())
-        if worst > claim.epsilon_levels:
-            row = int(rows[changes.max_levels.argmax()])
-            raise JobError(
-                f"index {int(protected.index[row])} is {worst} levels from its clean image; "
-                f"expected at most {claim.epsilon_levels}"
-            )
-        is_changed = changes.max_levels > 0
-        psnr += changes.psnr[is_changed].tolist()
-        ssim += changes.ssim[is_changed].tolist()
-        max_change_levels = max(max_change_levels, worst)
-        num_changed += int(is_changed.sum())
-        logger.info("verify %d/%d images", int(rows[-1]) + 1, len(protected))
+    location = parse_location(job.location)
+    manifest = read_manifest(location)
+    _check_digests(location, manifest)
     found: dict[str, Any] = {
-        "num_images": len(protected),
-        "num_changed": num_changed,
-        "max_change_levels": max_change_levels,
-        "epsilon_levels": claim.epsilon_levels,
-        **lowest_and_median("psnr", psnr),
-        **lowest_and_median("ssim", ssim),
+        "location": str(location),
+        "kind": manifest.kind,
+        "commit_id": manifest.commit_id,
+        "num_parts": len(manifest.parts),
+        "size_bytes": sum(part.size_bytes for part in manifest.parts.values()),
     }
+    if _is_comparable(job, manifest):
+        # Imported here: comparing takes torch, which takes seconds to load.
+        from ray_jobs.budget_proof import prove_budget
+
+        found |= prove_budget(str(location), clean=job.clean, epsilon_levels=job.epsilon_levels)
     return json.dumps(found, indent=2)
 
 
-def _open(job: Verify) -> _Claim:
-    found = find_protected(job.protected, clean=job.clean)
-    epsilon_levels = job.epsilon_levels or found.epsilon_levels
-    if epsilon_levels is None:
-        raise UsageError(
-            f"{found.protected.source} was not made by protect-data, so it claims no budget; "
-            "expected epsilon_levels"
-        )
-    # Squares of 1 pixel, which nothing reads: only originals are compared.
-    protected, clean = (open_set(images, image_size=1) for images in found[:2])
-    if len(protected) != len(clean):
-        raise JobError(
-            f"{found.protected.source} has {len(protected)} images, but {found.clean.source} has "
-            f"{len(clean)}; expected every image once"
-        )
-    return _Claim(protected, clean, epsilon_levels)
+def _is_comparable(job: Verify, manifest: Manifest) -> bool:
+    recipe = manifest.description.get("recipe")
+    is_protected = isinstance(recipe, dict) and recipe.get("command") == "protect-data"
+    asked = job.clean is not None or job.epsilon_levels is not None
+    return not job.digests_only and (is_protected or asked)
 
 
-def _matching_order(claim: _Claim) -> torch.Tensor:
-    """``(N,)`` row of the clean image of each protected one, by their index."""
-    protected, clean = claim.protected.index, claim.clean.index
-    sorted_protected, sorted_clean = protected.sort(), clean.sort()
-    if not torch.equal(sorted_protected.values, sorted_clean.values):
-        differs = torch.nonzero(sorted_protected.values != sorted_clean.values)[0]
+def _check_digests(location: Location, manifest: Manifest) -> None:
+    """Check all parts, and only then say which are damaged."""
+    blobs = open_blobs(location)
+    damage: dict[str, StorageError] = {}
+
+    def check(name: str, part: Part, count: Count) -> None:
+        try:
+            read_through(part, location=location, blobs=blobs, count=count)
+        except (BlobMissingError, DigestMismatchError) as error:
+            damage[name] = error
+
+    for progress in each_part(manifest.parts, check):
+        logger.info("verify %s", progress_text(progress))
+    if damage:
         raise JobError(
-            f"index {int(sorted_clean.values[differs])} is not there exactly once; expected the "
-            "same indices as the clean images, each once"
+            f"{location} has {len(damage)} parts of {len(manifest.parts)} that are not what was "
+            f"committed: {'; '.join(str(damage[name]) for name in sorted(damage))}"
         )
-    order = torch.empty_like(sorted_clean.indices)
-    order[sorted_protected.indices] = sorted_clean.indices
-    return order

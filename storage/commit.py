@@ -6,52 +6,56 @@ checks every byte it reads.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from storage.blobs import BlobStore, open_blobs
 from storage.errors import (
     AlreadyCommittedError,
     BlobMissingError,
-    DigestMismatchError,
     NotCommittedError,
 )
+from storage.local_files import os_errors_explained, temp_beside
 from storage.location import Address, Location, parse_location
 from storage.manifest import MANIFEST_NAME, Manifest, Part, require_file_name, require_json
+from storage.parts import digest, require_match, store_bytes, store_file
 
 # One request on S3: large enough to stream at full speed, small enough for any machine.
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
-def stage(location: Address, name: str, data: bytes, *, blobs: BlobStore | None = None) -> Part:
+def stage(
+    location: Address, name: str, data: bytes | Path, *, blobs: BlobStore | None = None
+) -> Part:
     """Store one part ahead of its commit; no reader sees it until :func:`commit` names it.
 
     Args:
         location: where the commit will be.
         name: plain file name of the part, as for :func:`commit`.
-        data: its content. Staging the same content again changes nothing.
+        data: its content, or the path of a file that has it, which is read in pieces and may be
+            larger than memory. Staging the same content again changes nothing.
         blobs: those of ``location``, where the caller has them open; saves connecting again.
 
     Returns:
         What :func:`commit` takes in place of ``data``, in this process or in another.
 
     Raises:
-        ValueError: ``name`` is no plain file name.
+        ValueError: ``name`` is no plain file name, or the file changed while it was staged.
+        LocationError: the file cannot be read.
     """
     require_file_name(name)
-    sha256 = hashlib.sha256(data).hexdigest()
-    file = PurePosixPath(name)
-    path = f"{file.stem}.{sha256}{file.suffix}"
     blobs = open_blobs(location) if blobs is None else blobs
-    blobs.put(path, data)
-    return Part(path=path, sha256=sha256, size_bytes=len(data))
+    if isinstance(data, Path):
+        return store_file(name, data, blobs)
+    return store_bytes(name, data, blobs)
 
 
 def commit(
     location: Address,
-    parts: Mapping[str, bytes | Part],
+    parts: Mapping[str, bytes | Path | Part],
     *,
     kind: str,
     description: Mapping[str, object],
@@ -61,9 +65,9 @@ def commit(
 
     Args:
         location: where; nothing may be committed there yet.
-        parts: plain file name to content, for example ``model.safetensors``. Stored as
-            ``model.<sha256>.safetensors``, so other tools open it by its suffix. A part that was
-            staged here before is not stored again.
+        parts: plain file name, for example ``model.safetensors``, to content as for
+            :func:`stage`. Stored as ``model.<sha256>.safetensors``, so other tools open it by its
+            suffix. A part that was staged here before is not stored again.
         kind: what it is, for example ``model``.
         description: how it was made; anything JSON can hold.
         blobs: those of ``location``, where the caller has them open; saves connecting again.
@@ -71,7 +75,8 @@ def commit(
     Raises:
         AlreadyCommittedError: ``location`` was committed before; that commit stands untouched.
         BlobMissingError: a staged part is not there any more; nothing is committed.
-        ValueError: a part name is no plain file name, or JSON cannot hold the description.
+        ValueError: a part name is no plain file name, JSON cannot hold the description, or a
+            file changed while it was stored.
     """
     location = parse_location(location)
     for name in parts:
@@ -138,8 +143,41 @@ def read_part(location: Address, name: str, *, manifest: Manifest | None = None)
     manifest = read_manifest(location) if manifest is None else manifest
     part = _find_part(location, name, manifest)
     data = open_blobs(location).get(part.path)
-    _require_match(location, part, len(data), hashlib.sha256(data).hexdigest())
+    require_match(location, part, len(data), hashlib.sha256(data).hexdigest())
     return data
+
+
+def fetch_part(
+    location: Address,
+    name: str,
+    path: Path,
+    *,
+    manifest: Manifest | None = None,
+    blobs: BlobStore | None = None,
+) -> None:
+    """Write the part ``name`` to the file ``path``, which is replaced only by the right bytes.
+
+    Args:
+        location: where it was committed.
+        name: as given to :func:`commit`.
+        path: where to; its folder is created.
+        manifest: ``location``'s, where the caller has it already: saves one request.
+        blobs: those of ``location``, where the caller has them open; saves connecting again.
+
+    Raises:
+        NotCommittedError: nothing is committed at ``location``, or nothing of that name.
+        DigestMismatchError: the stored bytes are not those that were committed.
+        BlobMissingError: the blob was deleted after it was committed.
+        LocationError: ``path`` cannot be written.
+    """
+    location = parse_location(location)
+    manifest = read_manifest(location) if manifest is None else manifest
+    part = _find_part(location, name, manifest)
+    blobs = open_blobs(location) if blobs is None else blobs
+    with os_errors_explained(path), temp_beside(path) as temp:
+        blobs.get_file(part.path, temp)
+        require_match(location, part, *digest(temp))
+        os.replace(temp, path)
 
 
 def check_part(location: Address, name: str, *, manifest: Manifest) -> None:
@@ -157,12 +195,12 @@ def check_part(location: Address, name: str, *, manifest: Manifest) -> None:
     """
     location = parse_location(location)
     part = _find_part(location, name, manifest)
-    digest, size_bytes = hashlib.sha256(), 0
+    sha256, size_bytes = hashlib.sha256(), 0
     with open_blobs(location).open(part.path) as file:
         while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+            sha256.update(chunk)
             size_bytes += len(chunk)
-    _require_match(location, part, size_bytes, digest.hexdigest())
+    require_match(location, part, size_bytes, sha256.hexdigest())
 
 
 def is_committed(location: Address) -> bool:
@@ -179,17 +217,8 @@ def _find_part(location: Location, name: str, manifest: Manifest) -> Part:
     return manifest.parts[name]
 
 
-def _require_match(location: Location, part: Part, size_bytes: int, sha256: str) -> None:
-    if (size_bytes, sha256) != (part.size_bytes, part.sha256):
-        raise DigestMismatchError(
-            f"{location / part.path} has {size_bytes} bytes with SHA-256 {sha256}, so it changed"
-            f" after it was committed; expected {part.size_bytes} bytes with {part.sha256}"
-            " (restore it, or make it again at a new location)"
-        )
-
-
 def _require_staged(
-    location: Location, parts: Mapping[str, bytes | Part], blobs: BlobStore
+    location: Location, parts: Mapping[str, bytes | Path | Part], blobs: BlobStore
 ) -> None:
     staged = {name: part.path for name, part in parts.items() if isinstance(part, Part)}
     if not staged:

@@ -15,7 +15,10 @@ from storage.errors import LocationError
 
 ACCEPTED: Final = "expected a local path, file:///path or s3://bucket/prefix"
 # The names are those of Arrow's S3 addresses, so one address works in both libraries.
-_S3_OPTIONS: Final = ("endpoint_override", "region", "scheme")
+_ARROW_OPTIONS: Final = ("endpoint_override", "region", "scheme")
+# The names are those of AWS's own tools; Arrow refuses them.
+_ENCRYPTION_OPTIONS: Final = ("server_side_encryption", "kms_key_id")
+_S3_OPTIONS: Final = (*_ARROW_OPTIONS, *_ENCRYPTION_OPTIONS)
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # What botocore lets through; the store itself applies the stricter naming rules.
 _BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
@@ -37,15 +40,30 @@ class Location:
     """Region of the bucket; ``None`` leaves it to the environment."""
     endpoint_scheme: Literal["http", "https"] | None = None
     """Protocol spoken to ``endpoint_override``; ``None`` is https."""
+    server_side_encryption: Literal["AES256", "aws:kms"] | None = None
+    """How the store encrypts what is written there; ``None`` leaves it to the bucket."""
+    kms_key_id: str | None = None
+    """Id, ARN or alias of the key for ``aws:kms``; ``None`` is the account's own key for S3."""
 
     def __str__(self) -> str:
         """Text that parses back to this location."""
         if self.is_local:
             return self.key
-        values = (self.endpoint_override, self.region, self.endpoint_scheme)
+        values = (
+            *(self.endpoint_override, self.region, self.endpoint_scheme),
+            *(self.server_side_encryption, self.kms_key_id),
+        )
         options = [(k, v) for k, v in zip(_S3_OPTIONS, values, strict=True) if v is not None]
         query = "?" + urlencode(options, safe="/:") if options else ""
         return f"s3://{self.bucket}/{self.key}{query}"
+
+    @property
+    def arrow_uri(self) -> str:
+        """This address as Arrow, and so Ray, reads it: without the options for encryption.
+
+        What they write there is encrypted as the bucket says.
+        """
+        return str(replace(self, server_side_encryption=None, kms_key_id=None))
 
     def __truediv__(self, name: str) -> "Location":
         """The location of ``name``, a relative path, inside this one.
@@ -118,7 +136,8 @@ def parse_location(text: Address) -> Location:
 
     Args:
         text: a path (``~`` is expanded), ``file:///path``, or
-            ``s3://bucket/prefix[?endpoint_override=..&region=..&scheme=http|https]``.
+            ``s3://bucket/prefix[?endpoint_override=..&region=..&scheme=http|https]``, where
+            ``server_side_encryption=AES256|aws:kms`` and ``kms_key_id=..`` may follow.
             A :class:`Location` comes back as it is.
 
     Raises:
@@ -175,29 +194,40 @@ def _s3(text: str) -> Location:
             f"location is {text!r}, whose prefix has an empty, '.' or '..' part;"
             f" expected s3://bucket/prefix (did you mean s3://{bucket}/{_cleaned(key)}?)"
         )
+    options = _options(query, where=f"location is 's3://{bucket}/{key}'")
+    return Location(scheme="s3", bucket=bucket, key=key, **options)  # type: ignore[arg-type]
+
+
+def _options(query: str, *, where: str) -> dict[str, str | None]:
+    """The fields of a :class:`Location` that ``query`` sets."""
     pairs = parse_qsl(query, keep_blank_values=True)
-    options = dict(pairs)
+    options: dict[str, str | None] = dict(pairs)
     for option, value in pairs:
         if option not in _S3_OPTIONS or not value or "@" in value:
             # The value may be a secret that somebody put there, so only the name is shown.
             raise LocationError(
-                f"location s3://{bucket}/{key} has the option {option!r}, which is unknown or has"
-                f" no usable value; expected one of {', '.join(_S3_OPTIONS)}"
+                f"{where}, whose option {option!r} is unknown or has no usable value;"
+                f" expected one of {', '.join(_S3_OPTIONS)}"
             )
-    url_scheme, separator, host = options.get("endpoint_override", "").rpartition("://")
-    endpoint_scheme = options.get("scheme") or (url_scheme if separator else None)
-    if endpoint_scheme not in (None, "http", "https"):
+    url_scheme, separator, host = (options.pop("endpoint_override", None) or "").rpartition("://")
+    scheme = options.pop("scheme", None) or (url_scheme if separator else None)
+    if scheme not in (None, "http", "https"):
+        raise LocationError(f"{where}, whose scheme is {scheme!r}; expected http or https")
+    encryption = options.get("server_side_encryption")
+    if encryption not in (None, "AES256", "aws:kms"):
         raise LocationError(
-            f"location is {text!r}, whose scheme is {endpoint_scheme!r}; expected http or https"
+            f"{where}, whose server_side_encryption is {encryption!r}; expected AES256 or aws:kms"
         )
-    return Location(
-        scheme="s3",
-        bucket=bucket,
-        key=key,
-        endpoint_override=host.rstrip("/") or None,
-        region=options.get("region"),
-        endpoint_scheme=endpoint_scheme,  # type: ignore[arg-type]  # checked three lines up
-    )
+    if "kms_key_id" in options and encryption != "aws:kms":
+        raise LocationError(
+            f"{where}, whose kms_key_id would be ignored;"
+            " expected it only beside server_side_encryption=aws:kms"
+        )
+    return {
+        **options,
+        "endpoint_override": host.rstrip("/") or None,
+        "endpoint_scheme": scheme,
+    }
 
 
 def _has_bad_segment(path: str) -> bool:

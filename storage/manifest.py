@@ -131,6 +131,10 @@ def require_json(value: object, *, name: str) -> None:
 
 def _part(name: str, entry: object, where: str) -> Part:
     where = f"{where}, part {name!r},"
+    # The manifest came over the network: its names must not lead out of the location, nor out of
+    # the folder where somebody keeps a part under its name.
+    if not _FILE_NAME.fullmatch(name):
+        raise ManifestError(f"{where} is no plain file name; expected one (who wrote this?)")
     if not isinstance(entry, dict):
         raise ManifestError(f"{where} is {entry!r}; expected path, sha256 and size_bytes")
     part = Part(
@@ -138,7 +142,6 @@ def _part(name: str, entry: object, where: str) -> Part:
         sha256=_field(entry, "sha256", str, where),
         size_bytes=_field(entry, "size_bytes", int, where),
     )
-    # The manifest came over the network: its paths must not lead out of the location.
     if not _FILE_NAME.fullmatch(part.path):
         raise ManifestError(f"{where} has path {part.path!r}; expected a plain file name")
     if not _SHA256.fullmatch(part.sha256) or part.size_bytes < 0:

@@ -16,10 +16,10 @@ from storage.errors import (
     DigestMismatchError,
     ManifestError,
 )
+from storage.inventory import STATE_KIND
 from storage.location import Address
 from storage.state_tree import decode, encode
 
-STATE_KIND: Final = "training-state"
 DAMAGED: Final = (BlobMissingError, CheckpointError, DigestMismatchError, ManifestError)
 """What reading a state raises that was committed and is not what it was."""
 

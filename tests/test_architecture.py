@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 HOUSE = {"protection", "storage", "tune_spaces", "ray_jobs"}
 ALLOWED = {
     "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy", "PIL"},
-    "storage": {"storage", "torch", "torchvision", "numpy", "pyarrow", "boto3", "botocore"}
-    | {"safetensors", "PIL", "sklearn"},
+    "storage": {"storage", "torch", "torchvision", "numpy", "pyarrow", "safetensors", "PIL"}
+    | {"boto3", "botocore", "s3transfer", "sklearn"},
     "tune_spaces": {"tune_spaces", "ray"},
 }
 

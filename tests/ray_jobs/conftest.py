@@ -16,12 +16,13 @@ from ray_jobs.runs import begin, find_run
 from ray_jobs.trajectories import TRAJECTORY
 from storage.commit import stage
 from tests.conftest import TinyNetwork
-from tests.storage.conftest import location, s3_endpoint, s3_location
+from tests.storage.conftest import location, s3_endpoint, s3_location, tmp_path_location
 
 __all__ = [
     "location",
     "s3_endpoint",
     "s3_location",
+    "tmp_path_location",
 ]  # of the storage tests
 
 ROOT = Path(__file__).parent.parent.parent

@@ -92,6 +92,7 @@ def test_audit_compares_all_trainings_and_repeats_no_finished_cell(
     assert manifest.description["metrics"] == report["headline"]
     assert manifest.description["parents"] == {
         "protected": protected,
+        "protected_commit": read_manifest(protected).commit_id,
         "clean": open_set(CLEAN, image_size=8).digest(),
         "test": open_set(TEST, image_size=8).digest(),
     }

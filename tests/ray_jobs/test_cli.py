@@ -1,6 +1,8 @@
 """What a user types: every wrong word ends in one clear line, exit code 2, and nothing written."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 from ray_jobs.cli import COMMANDS, main, parse
 from ray_jobs.reporting import duration, following, percent
+from storage.commit import commit
 from tests.conftest import TinyNetwork
 from tests.ray_jobs.conftest import ROOT
 
@@ -167,6 +170,76 @@ def test_print_config_starts_nothing_and_help_explains_every_field(
     shown = capsys.readouterr().out
     # jsonargparse shows the docstring under each field; one without would show its type alone.
     assert not re.findall(r"\n  --(\S+) [A-Z_]+\n +\((?:type|required)", shown)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_of_a_command_is_what_its_recipe_says(name: str) -> None:
+    assert COMMANDS[name].summary == COMMANDS[name].recipe.__doc__.splitlines()[0]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"\n    {name}\s+[A-Z]", shown) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["ls", "show", "verify", "copy", "clean"])
+def test_what_looks_after_locations_starts_without_ray_and_torch(name: str) -> None:
+    # In a process of its own: this one has them.
+    script = (
+        "import sys; from ray_jobs.cli import main\n"
+        f"main([{name!r}, *2 * ['/no/such']][: 3 if {name!r} == 'copy' else 2])\n"
+        "assert not {'ray', 'torch', 'boto3', 'pyarrow'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"ringfence {name}: /no/such" in done.stderr
+
+
+def test_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    for number in range(3):
+        commit(tmp_path / str(number), {}, kind="x" * 100_000, description={})
+    command = f"{sys.executable} -m ray_jobs.cli ls {tmp_path} | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"x", b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--training.random_crop_flip"], True),
+        (["--training.random_crop_flip", "true"], True),
+        (["--training.random_crop_flip=false"], False),
+        (["--training.random_crop_flip", "false"], False),
+        (["--training.random_crop_flip", "--training.epochs", "3"], True),
+    ],
+)
+def test_switch_needs_no_value(options: list[str], expected: bool) -> None:
+    path = ROOT / "recipes" / "digits" / "pretrain.yaml"
+    _, job = parse(["pretrain", "--config", str(path), *options])
+    assert job.training.random_crop_flip is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the following arguments are required: ls.location"),
+        (["a", "b"], "unrecognized arguments: b"),
+        (["a", "--jsno"], "did you mean json"),
+        (["a", "--json=maybe"], "maybe"),
+    ],
+)
+def test_bad_word_about_a_location_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ls", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_manifest_says_how_the_images_were_protected(undisturbed: Path, trajecto
 
 
 def test_verify_proves_the_budget_from_what_is_stored(undisturbed: Path) -> None:
-    found = json.loads(verify.run(verify.Verify(protected=str(undisturbed))))
+    found = json.loads(verify.run(verify.Verify(str(undisturbed))))
     assert found["num_images"] == 1442
     assert found["max_change_levels"] == found["epsilon_levels"] == 8
     claimed = read_manifest(str(undisturbed)).description["metrics"]
@@ -130,7 +130,7 @@ def test_bytes_do_not_depend_on_groups_or_on_the_store(
     assert run(a_job(trajectory, str(output), workers=2, group=2)) == str(output)
     assert parts(output) == parts(undisturbed)
     assert len(open_blobs(output.sibling(".run")).list("blocks/")) == BLOCKS
-    found = json.loads(verify.run(verify.Verify(protected=str(output))))
+    found = json.loads(verify.run(verify.Verify(str(output))))
     assert found["num_images"] == 1442
 
 

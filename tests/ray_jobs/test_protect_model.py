@@ -108,6 +108,7 @@ def assert_manifest_says_how_the_model_was_made(output: Path, model: str) -> Non
     assert description["recipe"]["command"] == "protect-model"
     assert description["recipe"]["sophon"]["rounds"] == 40
     assert description["parents"]["model"] == model
+    assert description["parents"]["model_commit"] == read_manifest(model).commit_id
     assert set(description["metrics"]) == {
         f"{start}_{split}_accuracy"
         for start in ("protected", "unprotected")

@@ -137,7 +137,7 @@ def test_any_size_and_mode_comes_back_within_the_budget_with_all_its_columns(
     sep = SepConfig(epsilon_levels=6, members=2, steps=3, feature_alignment=aligned, batch_size=9)
     this_run = protect(a_job(trajectory, mixed, tmp_path / "protected", sep=sep))
     assert finished_blocks(this_run) == {0, 1, 2}
-    found = json.loads(verify.run(verify.Verify(protected=str(this_run.output))))
+    found = json.loads(verify.run(verify.Verify(str(this_run.output))))
     assert found["num_images"] == found["num_changed"] == 40
     assert found["max_change_levels"] == 3  # three steps of one level
     rows = [
@@ -272,7 +272,7 @@ def test_verify_names_the_image_that_is_wrong(
 ) -> None:
     location = tampered(tmp_path, mixed, **changes)
     with pytest.raises(JobError, match=message):
-        verify.run(verify.Verify(protected=location))
+        verify.run(verify.Verify(location))
 
 
 def test_verify_follows_indices_in_any_order(mixed: str, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_verify_follows_indices_in_any_order(mixed: str, tmp_path: Path) -> None
         labels=[n % 10 for n in order],
         index=[1000 + 7 * n for n in order],
     )
-    found = json.loads(verify.run(verify.Verify(protected=location)))
+    found = json.loads(verify.run(verify.Verify(location)))
     assert found["num_changed"] == 0
     assert found["psnr_min"] is None
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -9,6 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from storage.location import Location, parse_location
+from tests.storage.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +47,19 @@ def s3_location(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Location:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
     query = f"endpoint_override={s3_endpoint}&region=us-east-1&scheme=http"
     return parse_location(f"s3://tests/{uuid.uuid4().hex}?{query}")
+
+
+@pytest.fixture
+def s3_proxy(s3_endpoint: str) -> Iterator[FaultyProxy]:
+    """A proxy in front of the S3 server, which fails as soon as a test says how."""
+    with FaultyProxy(s3_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_location(s3_location: Location, s3_proxy: FaultyProxy) -> Location:
+    """``s3_location`` as it is reached through the proxy."""
+    return replace(s3_location, endpoint_override=s3_proxy.endpoint)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

@@ -219,7 +219,7 @@ def test_missing_profile_is_said(s3_location: Location, monkeypatch: pytest.Monk
 def test_unreachable_endpoint_is_named(
     s3_location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("RINGFENCE_S3_TOTAL_SECONDS", "0.3")
     # Port 1 of this machine: refused at once, and never off it.
     location = parse_location("s3://tests/x?endpoint_override=127.0.0.1:1&scheme=http")
     with pytest.raises(UnavailableError, match=r"s3://tests/x.*127\.0\.0\.1:1.* answers"):

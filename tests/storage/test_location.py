@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pyarrow
+import pyarrow.fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,23 @@ def test_endpoint_may_be_given_as_a_url() -> None:
     )
 
 
+def test_encryption_is_part_of_the_address_but_not_of_arrows() -> None:
+    key = "arn:aws:kms:eu-west-1:111122223333:key/1234-abcd"
+    text = f"s3://b/x?region=eu-west-1&server_side_encryption=aws:kms&kms_key_id={key}"
+    location = parse_location(text)
+    assert (location.server_side_encryption, location.kms_key_id) == ("aws:kms", key)
+    assert str(location) == text
+    assert parse_location(str(location.sibling(".run") / "a")).kms_key_id == key
+    assert location.arrow_uri == "s3://b/x?region=eu-west-1"
+    # Arrow itself is asked: it refuses an option that it does not know.
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(location.arrow_uri)
+    assert (filesystem.region, path) == ("eu-west-1", "b/x")
+    with pytest.raises(pyarrow.ArrowInvalid, match="kms_key_id"):
+        pyarrow.fs.FileSystem.from_uri(text)
+    assert parse_location("s3://b/x?server_side_encryption=AES256").arrow_uri == "s3://b/x"
+    assert parse_location("/runs/r18").arrow_uri == "/runs/r18"
+
+
 @given(bucket=st.from_regex(r"[a-z0-9][a-z0-9.-]{2,20}", fullmatch=True), names=st.lists(_NAMES))
 def test_text_form_parses_back_to_the_same_location(bucket: str, names: list[str]) -> None:
     s3 = parse_location(f"s3://{bucket}?region=eu-west-1")
@@ -79,6 +98,15 @@ def test_sibling_appends_to_the_name(root: str) -> None:
         ("s3://bucket/x?endpoint=h", r"option 'endpoint'.*endpoint_override, region, scheme"),
         ("s3://bucket/x?region=", r"option 'region'"),
         ("s3://bucket/x?scheme=ftp", r"scheme is 'ftp'; expected http or https"),
+        (
+            "s3://bucket/x?server_side_encryption=aes",
+            r"'s3://bucket/x', whose server_side_encryption is 'aes'; expected AES256 or aws:kms",
+        ),
+        ("s3://bucket/x?kms_key_id=alias/k", r"kms_key_id would be ignored; .*=aws:kms"),
+        (
+            "s3://bucket/x?server_side_encryption=AES256&kms_key_id=k",
+            r"kms_key_id would be ignored; expected it only beside server_side_encryption=aws:kms",
+        ),
         ("file://other/x", r"on host 'other'"),
         ("~nobody-of-that-name/x", r"'~nobody-of-that-name/x', whose user has no home"),
     ],

@@ -1,0 +1,142 @@
+"""What was made from what: recorded in a manifest's `parents`, and followed from there.
+
+`parents` has for each thing that a job took either a location, or the digests of data. Beside the
+location of a commit is its commit id, as `NAME_commit`; manifests of older versions may lack it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from storage.blobs import open_blobs
+from storage.commit import read_manifest
+from storage.errors import StorageError
+from storage.location import parse_location
+from storage.manifest import Manifest
+
+PARENTS: Final = "parents"
+_COMMIT: Final = "_commit"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_WEIGHTS_FILE: Final = ".safetensors"
+
+
+def parent(name: str, location: str | None) -> dict[str, object]:
+    """What `parents` says of the commit or weights file at ``location``; None: there was none.
+
+    A parent that cannot be read any more is recorded without its commit id: what was made from it
+    must not be lost for that.
+    """
+    recorded: dict[str, object] = {name: location}
+    if location is not None and not _is_weights_file(location):
+        try:
+            recorded[name + _COMMIT] = read_manifest(location).commit_id
+        except StorageError:
+            return recorded
+    return recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """Something that a commit was made from."""
+
+    role: str
+    """What it was to the commit, for example ``model`` or ``original.train``."""
+    source: str | None
+    """Location, or the name of data; None where it is not known."""
+    sha256: str | None = None
+    """Of data: the digest that was recorded."""
+    commit_id: str | None = None
+    """Of a commit: the id that was recorded, or is found where none was."""
+    kind: str | None = None
+    """Of a commit that was reached."""
+    created: str | None = None
+    """Likewise: ISO 8601, UTC."""
+    problem: str | None = None
+    """Why it was not reached, or what about it does not match; null if all is well."""
+    parents: list["Ancestor"] = field(default_factory=list)
+    """What it was itself made from, as far as that was reached."""
+
+
+def ancestors(manifest: Manifest) -> list[Ancestor]:
+    """Follow the parents of ``manifest``, and theirs, as far as they can be reached."""
+    return list(_parents(manifest, seen=frozenset({manifest.commit_id})))
+
+
+def _parents(manifest: Manifest, *, seen: frozenset[str]) -> Iterator[Ancestor]:
+    recorded = manifest.description.get(PARENTS)
+    recipe = manifest.description.get("recipe")
+    for role, value, named in _leaves("", recorded, recipe):
+        if role.endswith(_COMMIT):
+            continue
+        if _SHA256.fullmatch(value):
+            yield _data(role, value, named, seen=seen)
+        elif _is_weights_file(value):
+            yield _weights_file(role, value)
+        else:
+            known = recorded.get(role + _COMMIT) if isinstance(recorded, Mapping) else None
+            yield _commit(role, value, known if isinstance(known, str) else None, seen=seen)
+
+
+def _leaves(role: str, recorded: object, recipe: object) -> Iterator[tuple[str, str, object]]:
+    """Each text in ``recorded``, with its path and with what the recipe has at the same path."""
+    if isinstance(recorded, str):
+        yield role, recorded, recipe
+    elif isinstance(recorded, Mapping):
+        for key, value in recorded.items():
+            in_recipe = recipe.get(key) if isinstance(recipe, Mapping) else None
+            yield from _leaves(f"{role}.{key}".lstrip("."), value, in_recipe)
+    elif isinstance(recorded, list):
+        for number, value in enumerate(recorded):
+            in_recipe = (
+                recipe[number] if isinstance(recipe, list) and number < len(recipe) else None
+            )
+            yield from _leaves(f"{role}[{number}]", value, in_recipe)
+
+
+def _data(role: str, sha256: str, named: object, *, seen: frozenset[str]) -> Ancestor:
+    source = named.get("source") if isinstance(named, Mapping) else named
+    if not isinstance(source, str):
+        return Ancestor(role=role, source=None, sha256=sha256)
+    if source.startswith(("/", "s3://")):
+        commit = _commit(role, source, None, seen=seen)
+        if commit.problem is None:  # most data is not committed, and is not expected to be
+            return dataclasses.replace(commit, sha256=sha256)
+    return Ancestor(role=role, source=source, sha256=sha256)
+
+
+def _is_weights_file(source: str) -> bool:
+    try:
+        return parse_location(source).name.endswith(_WEIGHTS_FILE)
+    except StorageError:
+        return False
+
+
+def _weights_file(role: str, source: str) -> Ancestor:
+    location = parse_location(source)
+    try:
+        is_there = open_blobs(location.parent).exists(location.name)
+    except StorageError as error:
+        return Ancestor(role=role, source=source, problem=str(error))
+    return Ancestor(role=role, source=source, problem=None if is_there else "is not there any more")
+
+
+def _commit(role: str, source: str, recorded: str | None, *, seen: frozenset[str]) -> Ancestor:
+    try:
+        manifest = read_manifest(source)
+    except StorageError as error:
+        return Ancestor(role=role, source=source, commit_id=recorded, problem=str(error))
+    found = manifest.commit_id
+    if recorded not in (None, found):
+        problem = f"has commit {found} now, and was {recorded} when it was used"
+        return Ancestor(role=role, source=source, commit_id=recorded, problem=problem)
+    return Ancestor(
+        role=role,
+        source=source,
+        commit_id=found,
+        kind=manifest.kind,
+        created=manifest.created,
+        # A manifest cannot name a later one, unless somebody wrote it by hand.
+        parents=[] if found in seen else list(_parents(manifest, seen=seen | {found})),
+    )
