@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from storage.blobs import BlobStore, open_blobs
-from storage.errors import (
-    AlreadyCommittedError,
-    BlobMissingError,
-    NotCommittedError,
-)
+from storage.errors import AlreadyCommittedError, BlobMissingError, NotCommittedError
 from storage.local_files import os_errors_explained, temp_beside
 from storage.location import Address, Location, parse_location
 from storage.manifest import MANIFEST_NAME, Manifest, Part, require_file_name, require_json
-from storage.parts import digest, require_match, store_bytes, store_file
+from storage.parts import digest, require_match, require_staged, store_bytes, store_file
 
 # One request on S3: large enough to stream at full speed, small enough for any machine.
 _CHUNK_BYTES: Final = 16 * 2**20
@@ -75,8 +71,8 @@ def commit(
     Raises:
         AlreadyCommittedError: ``location`` was committed before; that commit stands untouched.
         BlobMissingError: a staged part is not there any more; nothing is committed.
-        ValueError: a part name is no plain file name, JSON cannot hold the description, or a
-            file changed while it was stored.
+        ValueError: a part name is no plain file name, a file changed while it was stored, or JSON
+            cannot hold the description.
     """
     location = parse_location(location)
     for name in parts:
@@ -86,7 +82,8 @@ def commit(
     # Only to fail before gigabytes are uploaded; who wins is decided by put_if_absent below.
     if blobs.exists(MANIFEST_NAME):
         raise _already_committed(location)
-    _require_staged(location, parts, blobs)
+    staged = {name: part for name, part in parts.items() if isinstance(part, Part)}
+    require_staged(location, staged, blobs)
     entries = {
         name: part if isinstance(part, Part) else stage(location, name, part, blobs=blobs)
         for name, part in sorted(parts.items())
@@ -108,16 +105,21 @@ def commit(
     return Manifest.from_json(manifest, location)  # as every reader will see it
 
 
-def read_manifest(location: Address) -> Manifest:
+def read_manifest(location: Address, *, blobs: BlobStore | None = None) -> Manifest:
     """Return what is committed at ``location``.
+
+    Args:
+        location: where.
+        blobs: its own, where the caller has them open; saves connecting again.
 
     Raises:
         NotCommittedError: nothing is.
         ManifestError: something is, but not in a form this version reads.
     """
     location = parse_location(location)
+    blobs = open_blobs(location) if blobs is None else blobs
     try:
-        data = open_blobs(location).get(MANIFEST_NAME)
+        data = blobs.get(MANIFEST_NAME)
     except BlobMissingError as error:
         raise NotCommittedError(
             f"{location} has no {MANIFEST_NAME}, so nothing is committed there; expected the"
@@ -126,13 +128,20 @@ def read_manifest(location: Address) -> Manifest:
     return Manifest.from_json(data, location)
 
 
-def read_part(location: Address, name: str, *, manifest: Manifest | None = None) -> bytes:
+def read_part(
+    location: Address,
+    name: str,
+    *,
+    manifest: Manifest | None = None,
+    blobs: BlobStore | None = None,
+) -> bytes:
     """Return the part ``name``, checked byte for byte against the manifest.
 
     Args:
         location: where it was committed.
         name: as given to :func:`commit`.
         manifest: ``location``'s, where the caller has it already: saves one request.
+        blobs: those of ``location``, where the caller has them open; saves connecting again.
 
     Raises:
         NotCommittedError: nothing is committed at ``location``, or nothing of that name.
@@ -140,9 +149,10 @@ def read_part(location: Address, name: str, *, manifest: Manifest | None = None)
         BlobMissingError: the blob was deleted after it was committed.
     """
     location = parse_location(location)
-    manifest = read_manifest(location) if manifest is None else manifest
+    blobs = open_blobs(location) if blobs is None else blobs
+    manifest = read_manifest(location, blobs=blobs) if manifest is None else manifest
     part = _find_part(location, name, manifest)
-    data = open_blobs(location).get(part.path)
+    data = blobs.get(part.path)
     require_match(location, part, len(data), hashlib.sha256(data).hexdigest())
     return data
 
@@ -171,22 +181,25 @@ def fetch_part(
         LocationError: ``path`` cannot be written.
     """
     location = parse_location(location)
-    manifest = read_manifest(location) if manifest is None else manifest
-    part = _find_part(location, name, manifest)
     blobs = open_blobs(location) if blobs is None else blobs
+    manifest = read_manifest(location, blobs=blobs) if manifest is None else manifest
+    part = _find_part(location, name, manifest)
     with os_errors_explained(path), temp_beside(path) as temp:
         blobs.get_file(part.path, temp)
         require_match(location, part, *digest(temp))
         os.replace(temp, path)
 
 
-def check_part(location: Address, name: str, *, manifest: Manifest) -> None:
+def check_part(
+    location: Address, name: str, *, manifest: Manifest, blobs: BlobStore | None = None
+) -> None:
     """Check the part ``name`` against the manifest without holding it in memory.
 
     Args:
         location: where it was committed.
         name: as given to :func:`commit`.
         manifest: ``location``'s.
+        blobs: those of ``location``, where the caller has them open; saves connecting again.
 
     Raises:
         NotCommittedError: nothing of that name is committed.
@@ -195,8 +208,9 @@ def check_part(location: Address, name: str, *, manifest: Manifest) -> None:
     """
     location = parse_location(location)
     part = _find_part(location, name, manifest)
+    blobs = open_blobs(location) if blobs is None else blobs
     sha256, size_bytes = hashlib.sha256(), 0
-    with open_blobs(location).open(part.path) as file:
+    with blobs.open(part.path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             sha256.update(chunk)
             size_bytes += len(chunk)
@@ -215,22 +229,6 @@ def _find_part(location: Location, name: str, manifest: Manifest) -> Part:
             f" expected one of its parts: {', '.join(sorted(manifest.parts)) or '(it has none)'}"
         )
     return manifest.parts[name]
-
-
-def _require_staged(
-    location: Location, parts: Mapping[str, bytes | Path | Part], blobs: BlobStore
-) -> None:
-    staged = {name: part.path for name, part in parts.items() if isinstance(part, Part)}
-    if not staged:
-        return
-    # One listing, where asking for each of a dataset's thousands of blobs would take minutes.
-    there = set(blobs.list())
-    for name, path in staged.items():
-        if path not in there:
-            raise BlobMissingError(
-                f"{location / path} is not there, though part {name!r} was staged as it;"
-                " expected a blob staged at this location (stage the part again)"
-            )
 
 
 def _already_committed(location: Location) -> AlreadyCommittedError:

@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # Part names become object keys and file names everywhere, so only what all of them allow.
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_PLAIN: Final = "expected letters, digits, '_', '-' and '.', not starting with '.' or '-'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Manifest:
         where = f"{location}'s {MANIFEST_NAME}"
         try:
             document = json.loads(data)
-        except ValueError as error:  # also where it is not UTF-8
+        except (ValueError, RecursionError) as error:  # also not UTF-8, or nested without end
             raise ManifestError(f"{where} is not JSON; expected a Ringfence manifest") from error
         if not isinstance(document, dict) or document.get("format") != "ringfence":
             raise ManifestError(f"{where} is not Ringfence's; expected 'format': 'ringfence'")
@@ -100,10 +101,7 @@ def require_file_name(name: str) -> None:
         ValueError: ``name`` is empty, hidden, has a folder or an unusual character.
     """
     if not _FILE_NAME.fullmatch(name):
-        raise ValueError(
-            f"part name is {name!r}, not a plain file name;"
-            " expected letters, digits, '_', '-' and '.', not starting with '.' or '-'"
-        )
+        raise ValueError(f"part name is {name!r}, not a plain file name; {_PLAIN}")
 
 
 def require_json(value: object, *, name: str) -> None:
@@ -134,7 +132,7 @@ def _part(name: str, entry: object, where: str) -> Part:
     # The manifest came over the network: its names must not lead out of the location, nor out of
     # the folder where somebody keeps a part under its name.
     if not _FILE_NAME.fullmatch(name):
-        raise ManifestError(f"{where} is no plain file name; expected one (who wrote this?)")
+        raise ManifestError(f"{where} has a name that is no plain file name; {_PLAIN}")
     if not isinstance(entry, dict):
         raise ManifestError(f"{where} is {entry!r}; expected path, sha256 and size_bytes")
     part = Part(

@@ -5,10 +5,11 @@ never taken for it.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from storage.blobs import BlobStore
-from storage.errors import DigestMismatchError
+from storage.errors import BlobMissingError, DigestMismatchError
 from storage.local_files import os_errors_explained
 from storage.location import Location
 from storage.manifest import Part
@@ -58,6 +59,22 @@ def require_match(location: Location, part: Part, size_bytes: int, sha256: str) 
             f" after it was committed; expected {part.size_bytes} bytes with {part.sha256}"
             " (restore it, or make it again at a new location)"
         )
+
+
+def require_staged(location: Location, parts: Mapping[str, Part], blobs: BlobStore) -> None:
+    """Refuse parts that are not stored any more.
+
+    Raises:
+        BlobMissingError: one is not there.
+    """
+    # One listing, where asking for each of a dataset's thousands of blobs would take minutes.
+    there = set(blobs.list()) if parts else set()
+    for name, part in parts.items():
+        if part.path not in there:
+            raise BlobMissingError(
+                f"{location / part.path} is not there, though part {name!r} was staged as it;"
+                " expected a blob staged at this location (stage the part again)"
+            )
 
 
 def _part(name: str, size_bytes: int, sha256: str) -> Part:

@@ -38,8 +38,8 @@ def make_client(location: Location):  # type: ignore[no-untyped-def]  # boto3 ma
     try:
         client = _make_client(location, seconds=seconds)
         endpoint = urlsplit(client.meta.endpoint_url)
-        is_plain = not (endpoint.username or endpoint.password or endpoint.query)
-    except ValueError:
+        is_plain = endpoint.port != 0 and not ("@" in endpoint.netloc or endpoint.query)
+    except ValueError:  # of botocore for what is no URL, of Python for a port that is no number
         is_plain = False
     if not is_plain:  # outside of the block: botocore's error repeats the URL, secrets and all
         raise LocationError(

@@ -55,7 +55,7 @@ def s3_errors_explained(location: Location) -> Iterator[None]:
         yield
     except S3_ERRORS as error:
         problem = explain(error, location, tried_seconds=time.monotonic() - started)
-        raise problem from _without_text(error)
+        raise problem from _without_secrets(error)
 
 
 def error_code(error: ClientError) -> str:
@@ -170,10 +170,16 @@ def _is_untrusted(error: Exception) -> bool:
     return any(isinstance(e, ssl.SSLCertVerificationError) for e in getattr(cause, "args", ()))
 
 
-def _without_text(error: Exception) -> Exception:
-    """``error`` without what the store said in words."""
+def _without_secrets(error: Exception) -> Exception:
+    """``error`` without what the store said in words, and without the request, which is signed.
+
+    Neither is in our own text, but both are in that of ``error``, or in a copy of it that is sent
+    to another process.
+    """
     if isinstance(error, ClientError):
         code = error_code(error)
-        error.response["Error"] = {"Code": code}  # what a copy in another process is made from
+        error.response["Error"] = {"Code": code}
         error.args = (f"S3 answered {error.operation_name} with {code}",)
+    elif isinstance(error, boto_errors.HTTPClientError):
+        error.request = error.response = None
     return error

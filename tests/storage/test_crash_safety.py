@@ -27,12 +27,16 @@ from tests.storage.test_round_trips import THRESHOLD, content
 
 def check_all_or_nothing(location: Location, expected: dict[str, bytes]) -> bool:
     """Whether ``location`` is committed; it is a whole commit of ``expected`` then."""
+    blobs = open_blobs(location)
     if not is_committed(location):
         with pytest.raises(NotCommittedError, match="nothing is committed there"):
-            read_manifest(location)
+            read_manifest(location, blobs=blobs)
         return False
-    assert set(read_manifest(location).parts) == set(expected)
-    assert {name: read_part(location, name) for name in expected} == expected
+    manifest = read_manifest(location, blobs=blobs)
+    found = {
+        name: read_part(location, name, manifest=manifest, blobs=blobs) for name in manifest.parts
+    }
+    assert found == expected
     return True
 
 
@@ -182,17 +186,19 @@ def test_flipped_bit_in_the_manifest_is_noticed_or_changes_no_bytes(
 
 def test_reader_beside_a_committer_sees_nothing_or_all(location: Location) -> None:
     expected = {str(number): bytes(1000) for number in range(5)}
+    blobs = open_blobs(location)
     seen: list[bool] = []
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
             try:
-                manifest = read_manifest(location)
+                manifest = read_manifest(location, blobs=blobs)
             except NotCommittedError:
                 seen.append(False)
             else:
-                assert {name: read_part(location, name) for name in manifest.parts} == expected
+                found = {name: read_part(location, name, blobs=blobs) for name in manifest.parts}
+                assert found == expected
                 seen.append(True)
 
     reader = threading.Thread(target=read)

@@ -83,7 +83,7 @@ def test_part_with_a_wrong_field_is_refused(changes: dict[str, object], message:
         Manifest.from_json(json.dumps(document).encode(), LOCATION)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 10**6])
 def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(ManifestError, match=r"/runs/r18's MANIFEST\.json is not"):
         Manifest.from_json(data, LOCATION)
