@@ -21,7 +21,7 @@ from storage.location import Location
 from storage.s3_client import encryption, is_aws, make_client
 from storage.s3_errors import blob_missing, error_code, s3_errors_explained
 from storage.s3_ranges import RangedReader
-from storage.s3_retries import run, total_seconds
+from storage.s3_retries import one_deadline, run, total_seconds
 from storage.s3_transfers import PARALLEL, download, upload
 
 _T = TypeVar("_T")
@@ -69,18 +69,19 @@ class S3Blobs:
     def put_if_absent(self, name: str, data: bytes) -> None:
         """See :meth:`BlobStore.put_if_absent`."""
         target, writer = self._location / name, uuid.uuid4().hex
-        # A write whose answer was lost is sent again, and then meets itself.
-        if not self._create(target, data, writer) and self._writer(target) != writer:
-            raise AlreadyCommittedError(
-                f"{target} already exists and is never overwritten; expected an unused name"
-            )
-        # Some stores take the condition and ignore it, which would let a rival overwrite what is
-        # committed. Creating it a second time must fail; if not, it has changed nothing.
-        if not self._is_aws and self._create(target, data, writer):
-            raise LocationError(
-                f"{target} is in a store that ignores If-None-Match, so nothing there is safe from"
-                " being overwritten; expected a store with conditional writes, as AWS has"
-            )
+        with one_deadline(self._seconds):
+            # A write whose answer was lost is sent again, and then meets itself.
+            if not self._create(target, data, writer) and self._writer(target) != writer:
+                raise AlreadyCommittedError(
+                    f"{target} already exists and is never overwritten; expected an unused name"
+                )
+            # Some stores take the condition and ignore it, which would let a rival overwrite what
+            # is committed. Creating it again must fail; if not, it has changed nothing.
+            if not self._is_aws and self._create(target, data, writer):
+                raise LocationError(
+                    f"{target} is in a store that ignores If-None-Match, so nothing there is safe"
+                    " from being overwritten; expected one with conditional writes, as AWS has"
+                )
 
     def get(self, name: str) -> bytes:
         """See :meth:`BlobStore.get`."""

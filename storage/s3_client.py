@@ -24,6 +24,8 @@ _STALL_SHARE: Final = 0.25
 _SHORTEST_STALL_SECONDS: Final = 2.0
 _LONGEST_CONNECT_SECONDS: Final = 10.0
 _LONGEST_STALL_SECONDS: Final = 30.0
+# A few threads with a transfer each; what is above is not refused, but connects every time.
+_CONNECTIONS: Final = 32
 
 
 def make_client(location: Location):  # type: ignore[no-untyped-def]  # boto3 makes its classes
@@ -74,6 +76,7 @@ def _make_client(location: Location, *, seconds: float) -> Any:
         "retries": {"mode": "standard", "total_max_attempts": 1},  # s3_retries has its own
         "connect_timeout": min(stall_seconds, _LONGEST_CONNECT_SECONDS),
         "read_timeout": min(stall_seconds, _LONGEST_STALL_SECONDS),
+        "max_pool_connections": _CONNECTIONS,
     }
     endpoint = location.endpoint_url
     if endpoint is None or is_aws(endpoint):

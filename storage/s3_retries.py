@@ -1,14 +1,16 @@
 """Asking S3 again: what is worth it, how long to wait in between, and when to give up.
 
-Guarantee: a verb that fails ends at most one request after ``RINGFENCE_S3_TOTAL_SECONDS``. In the
-transfer of a large file every part has that time of its own, since a healthy one may take hours.
+Guarantee: once a verb is older than ``RINGFENCE_S3_TOTAL_SECONDS`` it sends nothing again; what is
+under way has a timeout, of a quarter of that. In the transfer of a large file every part has that
+time to itself, and so has every page of a list, since a healthy one may take longer.
 """
 
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
@@ -30,7 +32,7 @@ _DEFAULT_TOTAL_SECONDS: Final = 120.0
 # comes back is asked every ten seconds by each worker.
 _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 20.0
-# By then about a second has passed: somebody who watches wants to know.
+# By then a second or two has passed: somebody who watches wants to know.
 _QUIET_ATTEMPTS: Final = 4
 # Each of these uploads or downloads everything once more, so the store has to be quite broken.
 _TRANSFER_ATTEMPTS: Final = 4
@@ -80,8 +82,9 @@ def attach(client: Any, *, seconds: float) -> None:
             reason = type(caught_exception).__name__
             is_worth_it = caught_exception is not None and is_transient(caught_exception)
         else:
-            reason = str(response[1].get("Error", {}).get("Code", ""))
-            is_worth_it = is_transient_answer(reason, response[0].status_code)
+            status = response[0].status_code
+            reason = str(response[1].get("Error", {}).get("Code") or status)
+            is_worth_it = is_transient_answer(reason, status)
         wait = _wait_seconds(attempts)
         left = request_dict["context"][_DEADLINE] - time.monotonic()
         if not is_worth_it or wait >= left:
@@ -97,15 +100,27 @@ def attach(client: Any, *, seconds: float) -> None:
     client.meta.events.register("before-call.s3.HeadBucket", _follow_no_redirect)
 
 
+@contextmanager
+def one_deadline(seconds: float) -> Iterator[float]:
+    """Let all that is asked in the block, by this thread, end by the time that is yielded.
+
+    That is ``seconds`` from now, or before if there is a block around this one.
+    """
+    deadline = _deadline.get() or time.monotonic() + seconds
+    token = _deadline.set(deadline)
+    try:
+        yield deadline
+    finally:
+        _deadline.reset(token)
+
+
 def run(action: Callable[[], _T], *, seconds: float) -> _T:
     """Return what ``action`` returns, done again while it fails in a way that may pass.
 
     Requests are repeated on their own; this is for what is more than one request, or less: an
     answer whose body breaks off.
     """
-    deadline = time.monotonic() + seconds
-    token = _deadline.set(deadline)
-    try:
+    with one_deadline(seconds) as deadline:
         attempt = 0
         while True:
             attempt += 1
@@ -116,8 +131,6 @@ def run(action: Callable[[], _T], *, seconds: float) -> _T:
                 if not is_transient(error) or time.monotonic() + wait >= deadline:
                     raise
             time.sleep(wait)
-    finally:
-        _deadline.reset(token)
 
 
 def run_transfer(action: Callable[[], _T]) -> _T:

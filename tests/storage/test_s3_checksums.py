@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
+from storage.errors import BlobMissingError, LocationError
 from storage.location import Location, parse_location
 from storage.s3_blobs import S3Blobs
 from tests.storage.faulty_proxy import Answer, FaultyProxy, Request
@@ -120,13 +122,27 @@ def test_body_is_signed_over_https_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.s3
 def test_store_that_knows_checksums_is_given_them_where_the_environment_says_so(
-    proxied_location: Location, s3_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+    proxied_location: Location,
+    s3_proxy: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     seen: list[str | None] = []
     s3_proxy.decide = lambda request: seen.append(request.headers.get("x-amz-checksum-crc32"))
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
-    S3Blobs(proxied_location).put("name", b"123456789")
+    blobs = S3Blobs(proxied_location, transfers=PARTS)
+    blobs.put("name", b"123456789")
     assert seen == ["y/Q5Jg=="]  # the check value of CRC-32, 0xCBF43926
+    for size in (0, 9, THRESHOLD + 1):
+        (tmp_path / "file").write_bytes(bytes(size))
+        blobs.put_file("file", tmp_path / "file")
+        blobs.get_file("file", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == bytes(size)
+    with pytest.raises(BlobMissingError, match=r"/missing.* does not exist"):
+        blobs.get_file("missing", tmp_path / "back")
+    elsewhere = S3Blobs(replace(proxied_location, bucket="no-such-bucket"))
+    with pytest.raises(LocationError, match="NoSuchBucket"):
+        elsewhere.get_file("missing", tmp_path / "back")
 
 
 @pytest.mark.s3

@@ -105,7 +105,11 @@ def test_dead_store_is_given_up_in_time(
     blobs, path = S3Blobs(proxied_location, transfers=PARTS), tmp_path / "file"
     path.write_bytes(bytes(5 * MIB))
     s3_proxy.decide = lambda _: fault
-    for verb in (lambda: blobs.get("a"), lambda: blobs.put_file("a", path)):
+    for verb in (
+        lambda: blobs.get("a"),
+        lambda: blobs.put_if_absent("a", b"x"),
+        lambda: blobs.put_file("a", path),
+    ):
         started = time.monotonic()
         with pytest.raises(UnavailableError, match=r"tried for \d\.\d s; .*_TOTAL_SECONDS"):
             verb()
