@@ -4,28 +4,34 @@ The starts are the protected model, the unprotected one and a from-scratch one. 
 one cell.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import ray
-import torch
 
-from protection.audit.fine_tuning import fine_tune
-from protection.audit.verdict import STARTS
-from protection.evaluation import accuracy
-from protection.models import Classifier
-from protection.sophon.adversary import Strategy, StrategyFamily, check_fits
+from protection.audit.attacks import IMAGES_FOR, Attack
+from protection.audit.families import AttackFamily
+from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
+from protection.sophon.adversary import check_fits, fits
 from ray_jobs import domains
+from ray_jobs.attack_cells import (
+    Audited,
+    Target,
+    cells,
+    fine_tune_cell,
+    measure_original,
+    opened,
+    show_progress,
+    to_results,
+)
 from ray_jobs.audit_report import build_report, commit_report, to_markdown
-from ray_jobs.cells import open_once, require_seeds, run_cells
+from ray_jobs.cells import require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.domains import Domain, DomainConfig, open_domain
+from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
-from ray_jobs.reporting import Row
+from ray_jobs.model_files import describe, model_from
 from ray_jobs.runs import begin, find_run
 from storage.commit import read_manifest
 from storage.location import parse_location
@@ -47,48 +53,76 @@ class AuditModel:
     """Domain that must have kept its accuracy; null: the one it was protected with."""
     restricted: list[DomainConfig] | None = None
     """Domains to fine-tune to; null: those it was protected against."""
-    adversary: list[StrategyFamily] = field(default_factory=lambda: [StrategyFamily()])
-    """The threat model: every combination of every family is tried."""
+    adversary: list[AttackFamily] | None = None
+    """Attacks to try: every combination of every family; null: those of `threat_model` alone."""
+    threat_model: str | None = None
+    """Attacks by name, besides those of `adversary`: short (some ten), default (some thirty) or
+    thorough (23,000: a cluster's work, and `unrelated`); null: none, or default where there is no
+    `adversary`. Those that keep a head of too few classes for a domain are left out."""
+    unrelated: DomainConfig | None = None
+    """Domain for the preparation heal_unrelated."""
+    benign: list[DomainConfig] | None = None
+    """Domains that fine-tuning should still work for; null: that is not measured."""
+    benign_adversary: AttackFamily | None = None
+    """How these are fine-tuned to; null: by the first family of the attacks."""
     epochs: int = 20
     """Passes over the restricted training images."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Repetitions of every fine-tuning: order of images, redrawn heads, and the from-scratch
     weights."""
+    stop_hopeless_after: int | None = None
+    """Epochs in a row at chance after which a fine-tuning is given up; null: never. Saves time, and
+    misses an adversary that would have got through later."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        """Reject an audit that would measure nothing."""
+        """Reject an audit that would measure nothing, or not what it says."""
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; expected at least 1")
         require_seeds(self.seeds)
-        if not self.adversary:
-            raise ValueError("adversary is empty, so nothing is tried; expected a family")
+        for name in ("adversary", "restricted", "benign"):
+            if getattr(self, name) == []:
+                raise ValueError(f"{name} is empty, so nothing is tried; expected one, or null")
+        if self.threat_model is not None and self.threat_model not in THREAT_MODELS:
+            raise ValueError(
+                f"threat_model is {self.threat_model!r}, which names none; expected "
+                f"{', '.join(THREAT_MODELS)} or null"
+            )
+        if self.stop_hopeless_after is not None and self.stop_hopeless_after < 1:
+            raise ValueError(
+                f"stop_hopeless_after is {self.stop_hopeless_after}; expected at least 1 epoch, or "
+                "null"
+            )
+        if self.benign_adversary is not None and self.benign is None:
+            raise ValueError(
+                "benign_adversary is given, but benign is null, so it has nothing to do; expected "
+                "benign domains"
+            )
+        self._check_unrelated()
 
+    def _check_unrelated(self) -> None:
+        families = [*self.families(), *filter(None, [self.benign_adversary])]
+        is_used = any("heal_unrelated" in family.preparations for family in families)
+        if is_used and self.unrelated is None:
+            raise ValueError(
+                "unrelated is null, but heal_unrelated is among the preparations; expected the "
+                "domain to heal on"
+            )
+        if self.unrelated is not None and not is_used:
+            raise ValueError(
+                f"unrelated is {self.unrelated.train}, but no attack uses it; expected null, or "
+                "heal_unrelated among the preparations"
+            )
 
-class Cell(NamedTuple):
-    """One fine-tuning to run."""
+    def families(self) -> list[AttackFamily]:
+        """The threat model: what `adversary` lists, then what `threat_model` names."""
+        return [*(self.adversary or []), *self.preset()]
 
-    domain_index: int
-    strategy: Strategy
-    start: str
-    seed: int
-
-    def key(self) -> str:
-        """Return a name for the finished result, safe in a path."""
-        strategy = str(self.strategy).replace(" ", "-")
-        return f"domain{self.domain_index}-{strategy}-{self.start}-seed{self.seed}"
-
-
-class _Resolved(NamedTuple):
-    """The recipe with nothing left to look up; travels to the tasks."""
-
-    protected: str
-    unprotected: str
-    description: ModelDescription
-    original: DomainConfig
-    restricted: tuple[DomainConfig, ...]
-    epochs: int
-    is_gpu: bool
+    def preset(self) -> Sequence[AttackFamily]:
+        """What `threat_model` names."""
+        if self.threat_model is None:
+            return () if self.adversary else THREAT_MODELS["default"]
+        return THREAT_MODELS[self.threat_model]
 
 
 def run(job: AuditModel) -> str:
@@ -98,26 +132,31 @@ def run(job: AuditModel) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: a fine-tuning failed.
     """
-    resolved = _resolve(job)
-    _check(job, resolved)
+    audited = _resolve(job)
+    plan = _plan(job, audited)
+    _check(audited, plan)
     this_run = find_run(job, verb="audit-model")
     connect(job.cluster)
     begin(this_run)
-    results = run_cells(
-        _cells(job, resolved),
-        _fine_tune_cell,
-        resolved,
+    curves = run_cells(
+        cells(plan, seeds=job.seeds),
+        fine_tune_cell,
+        audited,
         cluster=job.cluster,
         this_run=this_run,
-        describe=_progress,
+        describe=show_progress,
     )
-    original = _original_accuracies(job, resolved)
     report = build_report(
-        _accuracies(resolved, results),
-        original=original,
+        to_results(audited, curves, seeds=job.seeds),
+        original=_original_accuracies(audited, job.cluster),
         epochs=job.epochs,
         seeds=job.seeds,
-        curves={cell.key(): curve for cell, curve in results.items()},
+        not_tested=not_tested(
+            attack
+            for target, attacks in plan.items()
+            if target.role == "restricted"
+            for attack in attacks
+        ),
     )
     return commit_report(
         this_run,
@@ -125,13 +164,13 @@ def run(job: AuditModel) -> str:
         to_markdown(report),
         kind=AUDIT_KIND,
         parents={
-            **parent("protected", resolved.protected),
-            **parent("unprotected", resolved.unprotected),
+            **parent("protected", audited.protected),
+            **parent("unprotected", audited.unprotected),
         },
     )
 
 
-def _resolve(job: AuditModel) -> _Resolved:
+def _resolve(job: AuditModel) -> Audited:
     protected = str(parse_location(job.protected))
     manifest = read_manifest(protected)
     recipe: Any = manifest.description.get("recipe", {})
@@ -147,97 +186,65 @@ def _resolve(job: AuditModel) -> _Resolved:
     unprotected = job.unprotected or recipe["model"]
     original = job.original or DomainConfig(**recipe["original"])
     restricted = job.restricted or [DomainConfig(**domain) for domain in recipe["restricted"]]
-    return _Resolved(
-        protected,
-        str(parse_location(unprotected)),
-        describe(protected),
-        domains.absolute(original),
-        tuple(domains.absolute(domain) for domain in restricted),
-        job.epochs,
-        job.cluster.uses_gpu,
+    by_role = {"restricted": restricted, "benign": job.benign or []}
+    return Audited(
+        protected=protected,
+        unprotected=str(parse_location(unprotected)),
+        description=describe(protected),
+        original=domains.absolute(original),
+        targets={
+            Target(role, index): domains.absolute(config)
+            for role, configs in by_role.items()
+            for index, config in enumerate(configs)
+        },
+        unrelated=None if job.unrelated is None else domains.absolute(job.unrelated),
+        epochs=job.epochs,
+        stop_hopeless_after=job.stop_hopeless_after,
+        device="cuda" if job.cluster.uses_gpu else "cpu",
     )
 
 
-def _check(job: AuditModel, resolved: _Resolved) -> None:
-    for domain in resolved.restricted:
-        opened = open_domain(domain, image_size=resolved.description.config.image_size)
-        check_fits(
-            job.adversary,
-            model_classes=resolved.description.num_classes,
-            domain_classes=opened.train.num_classes,
-        )
-    for weights in (resolved.protected, resolved.unprotected):
-        model_from(resolved.description, weights=weights)
+def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
+    """Which attacks are made on which domain.
 
-
-def _cells(job: AuditModel, resolved: _Resolved) -> Iterator[Cell]:
-    for seed in job.seeds:  # seeds outermost: an interrupted audit has whole cells first
-        for domain_index in range(len(resolved.restricted)):
-            for family in job.adversary:
-                for strategy in family.strategies():
-                    for start in STARTS:
-                        yield Cell(domain_index, strategy, start, seed)
-
-
-def _progress(cell: Cell, curve: list[Row]) -> str:
-    accuracy_text = f"{curve[-1]['test_accuracy']:.3f}"
-    return f"{cell.strategy}  {cell.start}  seed {cell.seed}  finetuned {accuracy_text}"
-
-
-def _fine_tune_cell(resolved: _Resolved, cell: Cell) -> list[Row]:
-    device = torch.device("cuda" if resolved.is_gpu else "cpu")
-    domain = _domain(resolved.restricted[cell.domain_index], resolved)
-    model = _start_model(resolved, cell).to(device)
-    epochs = fine_tune(
-        model, cell.strategy, domain.train, domain.test, epochs=resolved.epochs, seed=cell.seed
-    )
-    # A diverged loss is not a number that JSON has.
-    return [
-        {**metrics._asdict(), "loss": metrics.loss if abs(metrics.loss) < float("inf") else None}
-        for metrics in epochs
-    ]
-
-
-def _start_model(resolved: _Resolved, cell: Cell) -> Classifier:
-    if cell.start == "scratch":
-        description = resolved.description
-        config = dataclasses.replace(description.config, pretrained=False)
-        return new_model(config, num_classes=description.num_classes, seed=cell.seed)
-    weights = resolved.protected if cell.start == "protected" else resolved.unprotected
-    return model_from(resolved.description, weights=weights)
-
-
-def _domain(config: DomainConfig, resolved: _Resolved) -> Domain:
-    return open_once(open_domain, config, image_size=resolved.description.config.image_size)
-
-
-def _original_accuracies(job: AuditModel, resolved: _Resolved) -> dict[str, float]:
-    def measure(resolved: _Resolved) -> dict[str, float]:
-        device = torch.device("cuda" if resolved.is_gpu else "cpu")
-        test = _domain(resolved.original, resolved).test
-        starts = {"protected": resolved.protected, "unprotected": resolved.unprotected}
-        return {
-            name: accuracy(
-                model_from(resolved.description, weights=weights).to(device), test, device=device
-            )
-            for name, weights in starts.items()
+    Raises:
+        ValueError: one that the recipe lists keeps a head that does not fit the domain.
+    """
+    plan = {}
+    for target, config in audited.targets.items():
+        classes = {
+            "model_classes": audited.description.num_classes,
+            "domain_classes": opened(config, audited).train.num_classes,
         }
+        listed, preset = list(job.adversary or []), job.preset()
+        if target.role == "benign":
+            listed, preset = [job.benign_adversary or job.families()[0]], ()
+        check_fits([method for family in listed for method in family.methods], **classes)
+        fitting = [attack for attack in attacks_of(preset) if fits(attack.method, **classes)]
+        plan[target] = list(dict.fromkeys([*attacks_of(listed), *fitting]))
+    return plan
 
-    task = ray.remote(measure).options(
-        num_cpus=job.cluster.cpus_per_worker, num_gpus=job.cluster.gpus_per_worker
+
+def _check(audited: Audited, plan: Mapping[Target, Sequence[Attack]]) -> None:
+    """Refuse before anything is started what a task would fail on."""
+    needed = {IMAGES_FOR.get(a.preparation) for attacks in plan.values() for a in attacks}
+    if audited.unrelated is not None:
+        opened(audited.unrelated, audited)
+    if "original" in needed:
+        num_classes = opened(audited.original, audited).train.num_classes
+        if num_classes != audited.description.num_classes:
+            raise UsageError(
+                f"original is {audited.original.train} with {num_classes} classes, but the model "
+                f"has {audited.description.num_classes}; expected its own domain, which the "
+                "attacks heal it on"
+            )
+    for weights in (audited.protected, audited.unprotected):
+        model_from(audited.description, weights=weights)
+
+
+def _original_accuracies(audited: Audited, cluster: ClusterConfig) -> dict[str, float]:
+    task = ray.remote(measure_original).options(
+        num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
     )
-    result: dict[str, float] = ray.get(task.remote(resolved))
+    result: dict[str, float] = ray.get(task.remote(audited))
     return result
-
-
-def _accuracies(
-    resolved: _Resolved, results: dict[Cell, list[Row]]
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracy after the last epoch by strategy and domain, by start, in the order of seeds."""
-    several = len(resolved.restricted) > 1
-    table: dict[str, dict[str, list[float]]] = {}
-    for cell, curve in results.items():
-        prefix = f"domain {cell.domain_index}: " if several else ""
-        starts = table.setdefault(f"{prefix}{cell.strategy}", {start: [] for start in STARTS})
-        starts[cell.start].append(curve[-1]["test_accuracy"])
-    return table

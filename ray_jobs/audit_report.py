@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from protection.audit.verdict import CellVerdict, Estimate, judge, worst_first
 from ray_jobs.reporting import Row, percent
@@ -13,24 +13,50 @@ from storage.commit import commit
 logger = logging.getLogger(__name__)
 
 
+class AttackResult(NamedTuple):
+    """What one attack on one domain came to."""
+
+    attack: str
+    """Name, for tables."""
+    role: str
+    """restricted: fine-tuning should fail; benign: it should still work."""
+    domain: str
+    """A short description, of no other domain of the role."""
+    facts: dict[str, Any]
+    """The attack's fields, as JSON holds them."""
+    curves: Mapping[str, Sequence[Sequence[Row]]]
+    """By start: one curve a seed, one row an epoch."""
+
+
 def build_report(
-    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
+    results: Sequence[AttackResult],
     *,
     original: Mapping[str, float],
     epochs: int,
     seeds: Sequence[int],
-    curves: Mapping[str, Sequence[Row]],
+    not_tested: Sequence[str],
 ) -> dict[str, Any]:
     """Return the report as it is stored.
 
     Args:
-        accuracies: restricted test accuracy by cell, by start, in the order of ``seeds``.
+        results: of every attack on every domain.
         original: original test accuracy of the protected and the unprotected model.
-        epochs: passes over the restricted training images that every fine-tuning made.
-        seeds: of the fine-tunings.
-        curves: of every fine-tuning, one row an epoch.
+        epochs: the defender's horizon, passes over the restricted training images.
+        seeds: of the fine-tunings, in the order of every result's curves.
+        not_tested: what is known to Ringfence and was not tried.
     """
-    verdicts = worst_first(judge(cell, by_start) for cell, by_start in accuracies.items())
+    restricted = [result for result in results if result.role == "restricted"]
+    several = len({result.domain for result in restricted}) > 1
+    verdicts = worst_first(
+        judge(
+            f"{result.domain}: {result.attack}" if several else result.attack,
+            {
+                start: [curve[-1]["test_accuracy"] for curve in curves]
+                for start, curves in result.curves.items()
+            },
+        )
+        for result in restricted
+    )
     return {
         "headline": {
             "worst_transfer_gain": verdicts[0].transfer_gain.mean,
@@ -41,8 +67,9 @@ def build_report(
         },
         "epochs": epochs,
         "seeds": list(seeds),
+        "not_tested": list(not_tested),
         "cells": [_to_json(verdict) for verdict in verdicts],
-        "curves": dict(curves),
+        "results": [result._asdict() for result in results],
     }
 
 

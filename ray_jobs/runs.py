@@ -58,8 +58,7 @@ def find_run(job: Any, *, verb: str) -> Run:
     recipe = json.loads(json.dumps(recipe))
     blobs = open_blobs(state)
     if blobs.exists(RUN_RECIPE):
-        # Of an older version, a recipe lacks the fields that came later: they had their defaults.
-        found = {**_defaults(job), **json.loads(blobs.get(RUN_RECIPE))}
+        found = _completed(json.loads(blobs.get(RUN_RECIPE)), job)
         differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
         if differing:
             raise UsageError(
@@ -81,6 +80,19 @@ def begin(run: Run) -> None:
 def provenance(run: Run) -> dict[str, object]:
     """What every manifest says of how it was made."""
     return {"recipe": run.recipe, "ringfence_version": version("ringfence")}
+
+
+def _completed(found: Any, value: Any) -> Any:
+    """``found``, read back from an older version's recipe, with the fields that came later.
+
+    Those had their defaults, wherever in ``value`` they are.
+    """
+    if dataclasses.is_dataclass(value) and isinstance(found, dict):
+        parts = {name: _completed(part, getattr(value, name, None)) for name, part in found.items()}
+        return {**_defaults(value), **parts}
+    if isinstance(value, list) and isinstance(found, list) and len(found) == len(value):
+        return [_completed(part, own) for part, own in zip(found, value, strict=True)]
+    return found
 
 
 def _defaults(job: Any) -> dict[str, Any]:

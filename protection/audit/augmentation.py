@@ -1,4 +1,4 @@
-"""Augmentations: what an appropriator does to every training batch anew, at random.
+"""Augmentations: what an adversary does to every training batch anew, at random.
 
 Each takes the model as it is now, a batch and a seed, and gives back the batch to train on. The
 seed names all that is drawn: the global generators stay as they are.
@@ -15,6 +15,7 @@ from protection.models import Classifier
 from protection.preservation import in_eval_mode
 from protection.seeds import generator, seeded
 from protection.sep.perturbation import project, signed_step, to_levels
+from protection.training import Augmentation, crop_and_flip
 
 # Five more passes, without weight gradients: four times the time of a plain training step. Madry et
 # al. train with seven on CIFAR-10.
@@ -99,3 +100,25 @@ def adversarial_training(
             moved = signed_step(images.detach(), -gradient, step_size=step_size)
             images = project(moved, batch.images, epsilon=epsilon)
     return Batch(images, batch.labels)
+
+
+def _none(model: Classifier, batch: Batch, seed: int) -> Batch:
+    """Train on the images as they are."""
+    del model, seed
+    return batch
+
+
+def _crop_and_flip(model: Classifier, batch: Batch, seed: int) -> Batch:
+    del model
+    return Batch(crop_and_flip(batch.images, seed=seed), batch.labels)
+
+
+# What whoever fine-tunes a model may do; against protected images there are also purifications.
+AUGMENTATIONS: Final[dict[str, Augmentation]] = {
+    "none": _none,
+    "crop_and_flip": _crop_and_flip,
+    "cutout": cutout,
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "randaugment": randaugment,
+}

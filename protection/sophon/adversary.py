@@ -4,9 +4,10 @@ A *strategy* is one way; a *family* declares many, as lists of values whose prod
 """
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Final
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -53,8 +54,15 @@ class Strategy:
 
     def __str__(self) -> str:
         """Return a short, unique name for tables."""
-        decay = f" wd {self.weight_decay:g}" if self.weight_decay else ""
-        return f"{self.method} {self.optimizer} {self.finetune_lr:g} batch {self.batch_size}{decay}"
+        decay = f" wd {number(self.weight_decay)}" if self.weight_decay else ""
+        rate = number(self.finetune_lr)
+        return f"{self.method} {self.optimizer} {rate} batch {self.batch_size}{decay}"
+
+
+def number(value: float) -> str:
+    """Write ``value`` as briefly as no other number is written."""
+    brief = f"{value:g}"
+    return brief if float(brief) == value else repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,60 +82,74 @@ class StrategyFamily:
 
     def __post_init__(self) -> None:
         """Reject names and values that no optimizer takes."""
-        for name, values, known in (
-            ("methods", self.methods, METHODS),
-            ("optimizers", self.optimizers, OPTIMIZERS),
-        ):
-            for value in values:
-                if value not in known:
-                    raise ValueError(
-                        f"{name} has {value!r}, which names none; expected {', '.join(known)}"
-                    )
-        for name, numbers, least in (
-            ("finetune_lrs", self.finetune_lrs, "positive"),
-            ("batch_sizes", self.batch_sizes, "positive"),
-            ("weight_decays", self.weight_decays, "non-negative"),
-        ):
-            for number in numbers:
-                if number < 0 or (number == 0 and least == "positive"):
-                    raise ValueError(f"{name} has {number}; expected {least} numbers")
-        for name in self.__dataclass_fields__:
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty, so there is no strategy; expected at least one")
+        require_some(self)
+        require_known("methods", self.methods, METHODS)
+        require_known("optimizers", self.optimizers, OPTIMIZERS)
+        require_numbers("finetune_lrs", self.finetune_lrs, "positive numbers", lambda lr: lr > 0)
+        require_numbers("batch_sizes", self.batch_sizes, "positive numbers", lambda size: size > 0)
+        require_numbers(
+            "weight_decays", self.weight_decays, "non-negative numbers", lambda decay: decay >= 0
+        )
 
     def strategies(self) -> list[Strategy]:
         """Every combination, in the order of the lists."""
-        return [
-            Strategy(
-                method=method,
-                optimizer=optimizer,
-                finetune_lr=finetune_lr,
-                batch_size=batch_size,
-                weight_decay=weight_decay,
-            )
-            for method, optimizer, finetune_lr, batch_size, weight_decay in itertools.product(
-                self.methods,
-                self.optimizers,
-                self.finetune_lrs,
-                self.batch_sizes,
-                self.weight_decays,
-            )
-        ]
+        return [Strategy(**values) for values in combinations(self, Strategy)]
 
 
-def check_fits(
-    families: Iterable[StrategyFamily], *, model_classes: int, domain_classes: int
+def combinations(family: Any, of: type) -> list[dict[str, Any]]:
+    """Every combination of the lists of ``family``, as keyword arguments of ``of``.
+
+    The fields of ``family`` are lists of values for the fields of ``of``, in the same order.
+    """
+    names = [each.name for each in fields(of)]
+    lists = [getattr(family, each.name) for each in fields(family)]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
+
+
+def require_some(family: Any) -> None:
+    """Raise ValueError where a list of ``family`` is empty."""
+    for each in fields(family):
+        if not getattr(family, each.name):
+            raise ValueError(
+                f"{each.name} is empty, so there is no strategy; expected at least one"
+            )
+
+
+def require_known(name: str, values: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError where one of ``values`` is not ``known``."""
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{name} has {value!r}, which names none; expected {', '.join(known)}")
+
+
+def require_numbers(
+    name: str, values: Iterable[float], expected: str, is_one: Callable[[float], bool]
 ) -> None:
-    """Raise ValueError where a family keeps a head that has too few outputs for the domain."""
-    if domain_classes <= model_classes:
-        return
-    for method in {method for family in families for method in family.methods}:
-        if not METHODS[method].redraws_head:
+    """Raise ValueError where one of ``values`` is not finite, or not what is ``expected``."""
+    for value in values:
+        if not (math.isfinite(value) and is_one(value)):
+            raise ValueError(f"{name} has {value}; expected {expected}")
+
+
+def check_fits(methods: Iterable[str], *, model_classes: int, domain_classes: int) -> None:
+    """Raise ValueError where a method keeps a head that has too few outputs for the domain."""
+    for method in methods:
+        if not fits(method, model_classes=model_classes, domain_classes=domain_classes):
             raise ValueError(
                 f"methods has {method!r}, which keeps the model's head of {model_classes} classes, "
-                f"but the restricted domain has {domain_classes}; expected redrawn_head or "
-                "redrawn_head_only"
+                f"but the domain has {domain_classes}; expected redrawn_head or another method "
+                "that draws a new one"
             )
+
+
+def fits(method: str, *, model_classes: int, domain_classes: int) -> bool:
+    """Whether the head that ``method`` trains has an output for every class of the domain."""
+    return redraws_head(method) or domain_classes <= model_classes
+
+
+def redraws_head(method: str) -> bool:
+    """Whether ``method`` begins with a new head; every one does that is not among `METHODS`."""
+    return method not in METHODS or METHODS[method].redraws_head
 
 
 def draw(families: list[StrategyFamily], *, rng: torch.Generator) -> Strategy:

@@ -111,7 +111,9 @@ def check_domains(domains: Domains, *, model_classes: int, config: SophonConfig)
     largest = max(size for family in config.adversary for size in family.batch_sizes)
     for restricted in domains.restricted:
         check_fits(
-            config.adversary, model_classes=model_classes, domain_classes=restricted.num_classes
+            [method for family in config.adversary for method in family.methods],
+            model_classes=model_classes,
+            domain_classes=restricted.num_classes,
         )
         if largest + config.query_size > len(restricted):
             raise ValueError(

@@ -1,20 +1,26 @@
-from ray_jobs.audit_report import build_report, to_markdown
+from ray_jobs.audit_report import AttackResult, build_report, to_markdown
+
+
+def a_result(attack: str, **accuracies: list[float]) -> AttackResult:
+    curves = {
+        start: [[{"epoch": 0, "loss": 1.0, "test_accuracy": value}] for value in values]
+        for start, values in accuracies.items()
+    }
+    return AttackResult(attack, "restricted", "digits:train", {}, curves)
 
 
 def a_report(worst: float) -> dict[str, object]:
     return build_report(
-        {
-            "mild": {"protected": [0.1, 0.2], "unprotected": [0.8, 0.8], "scratch": [0.3, 0.3]},
-            "strong": {
-                "protected": [worst, worst],
-                "unprotected": [0.9, 0.9],
-                "scratch": [0.5, 0.5],
-            },
-        },
+        [
+            a_result("mild", protected=[0.1, 0.2], unprotected=[0.8, 0.8], scratch=[0.3, 0.3]),
+            a_result(
+                "strong", protected=[worst, worst], unprotected=[0.9, 0.9], scratch=[0.5, 0.5]
+            ),
+        ],
         original={"protected": 0.93, "unprotected": 0.95},
         epochs=20,
         seeds=[0, 1],
-        curves={},
+        not_tested=["method lora"],
     )
 
 
