@@ -5,31 +5,31 @@ one cell.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
 from protection.audit.fine_tuning import fine_tune
-from protection.audit.verdict import STARTS
+from protection.audit.scores import STARTS
 from protection.evaluation import accuracy
 from protection.models import Classifier
-from protection.sophon.adversary import Strategy, StrategyFamily, check_fits
+from protection.sophon.adversary import METHODS, OPTIMIZERS, Strategy, StrategyFamily, check_fits
 from ray_jobs import domains
-from ray_jobs.audit_report import build_report, commit_report, to_markdown
+from ray_jobs.audit_report import RESTRICTED, AttackResult, build_report
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.errors import UsageError
 from ray_jobs.model_files import ModelDescription, describe, model_from, new_model
 from ray_jobs.reporting import Row
+from ray_jobs.reports import commit_report
+from ray_jobs.reproduction import parent
 from ray_jobs.runs import begin, find_run
 from storage.commit import read_manifest
 from storage.location import parse_location
-
-AUDIT_KIND: Final = "model-audit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +112,20 @@ def run(job: AuditModel) -> str:
     )
     original = _original_accuracies(job, resolved)
     report = build_report(
-        _accuracies(resolved, results),
+        _attack_results(job, resolved, results),
         original=original,
         epochs=job.epochs,
         seeds=job.seeds,
-        curves={cell.key(): curve for cell, curve in results.items()},
+        not_tested=_not_tested(job),
     )
     return commit_report(
         this_run,
         report,
-        to_markdown(report),
-        kind=AUDIT_KIND,
-        parents={"protected": resolved.protected, "unprotected": resolved.unprotected},
+        parents={
+            **parent("protected", resolved.protected),
+            **parent("unprotected", resolved.unprotected),
+            **_digests(resolved),
+        },
     )
 
 
@@ -226,14 +228,45 @@ def _original_accuracies(job: AuditModel, resolved: _Resolved) -> dict[str, floa
     return result
 
 
-def _accuracies(
-    resolved: _Resolved, results: dict[Cell, list[Row]]
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracy after the last epoch by strategy and domain, by start, in the order of seeds."""
-    several = len(resolved.restricted) > 1
-    table: dict[str, dict[str, list[float]]] = {}
-    for cell, curve in results.items():
-        prefix = f"domain {cell.domain_index}: " if several else ""
-        starts = table.setdefault(f"{prefix}{cell.strategy}", {start: [] for start in STARTS})
-        starts[cell.start].append(curve[-1]["test_accuracy"])
-    return table
+def _attack_results(
+    job: AuditModel, resolved: _Resolved, results: Mapping[Cell, list[Row]]
+) -> list[AttackResult]:
+    return [
+        AttackResult(
+            attack=str(strategy),
+            role=RESTRICTED,
+            domain=_domain_name(domain),
+            facts=dataclasses.asdict(strategy),
+            curves={
+                start: [results[Cell(index, strategy, start, seed)] for seed in job.seeds]
+                for start in STARTS
+            },
+        )
+        for index, domain in enumerate(resolved.restricted)
+        for family in job.adversary
+        for strategy in family.strategies()
+    ]
+
+
+def _domain_name(config: DomainConfig) -> str:
+    """What it is read from, without most of the path, and which classes of it."""
+    classes = "" if config.classes is None else f" ({', '.join(map(str, config.classes))})"
+    return f"{'/'.join(config.train.split('/')[-2:])}{classes}"
+
+
+def _not_tested(job: AuditModel) -> list[str]:
+    """Methods and optimizers that Ringfence has and no family of the adversary names."""
+    methods = {method for family in job.adversary for method in family.methods}
+    optimizers = {optimizer for family in job.adversary for optimizer in family.optimizers}
+    return [
+        *(f"method {name}" for name in METHODS if name not in methods),
+        *(f"optimizer {name}" for name in OPTIMIZERS if name not in optimizers),
+    ]
+
+
+def _digests(resolved: _Resolved) -> dict[str, Any]:
+    """SHA-256 of the images that were trained on and tested on."""
+    return {
+        "original": domains.digests(_domain(resolved.original, resolved)),
+        "restricted": [domains.digests(_domain(each, resolved)) for each in resolved.restricted],
+    }

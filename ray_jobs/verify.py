@@ -14,7 +14,7 @@ import torch
 from protection.audit.imperceptibility import lowest_and_median, measure_changes
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, open_set
-from ray_jobs.protected_datasets import find_protected
+from ray_jobs.protected_datasets import find_protected, matching_order
 from storage.datasets import ImageDataset
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,7 @@ def run(job: Verify) -> str:
     """
     claim = _open(job)
     protected, clean = claim.protected, claim.clean
-    if torch.equal(protected.index, clean.index):
-        order = torch.arange(len(clean))
-    else:
-        order = _matching_order(claim)
+    order = matching_order(protected, clean)
     if not torch.equal(protected.labels, clean.labels[order]):
         row = int(torch.nonzero(protected.labels != clean.labels[order])[0])
         raise JobError(
@@ -106,18 +103,3 @@ def _open(job: Verify) -> _Claim:
             f"{len(clean)}; expected every image once"
         )
     return _Claim(protected, clean, epsilon_levels)
-
-
-def _matching_order(claim: _Claim) -> torch.Tensor:
-    """``(N,)`` row of the clean image of each protected one, by their index."""
-    protected, clean = claim.protected.index, claim.clean.index
-    sorted_protected, sorted_clean = protected.sort(), clean.sort()
-    if not torch.equal(sorted_protected.values, sorted_clean.values):
-        differs = torch.nonzero(sorted_protected.values != sorted_clean.values)[0]
-        raise JobError(
-            f"index {int(sorted_clean.values[differs])} is not there exactly once; expected the "
-            "same indices as the clean images, each once"
-        )
-    order = torch.empty_like(sorted_clean.indices)
-    order[sorted_protected.indices] = sorted_clean.indices
-    return order

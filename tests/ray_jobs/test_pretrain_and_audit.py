@@ -117,17 +117,25 @@ def test_audit_measures_three_starts_and_repeats_no_finished_cell(
 
     location = audit_model.run(job)
     report = json.loads(read_part(location, "report.json"))
-    assert len(report["curves"]) == 2 * 3 * 2
-    assert report["curves"][cell.key()] == curve
+    curves = [
+        rows
+        for found in report["cells"]
+        for start in found["starts"].values()
+        for rows in start["curve"]["seeds"]
+    ]
+    assert len(curves) == 2 * 3 * 2
+    assert curves.count(curve) == 1
     gains = [cell["transfer_gain"]["mean"] for cell in report["cells"]]
     assert gains == sorted(gains, reverse=True)
     assert report["headline"]["worst_transfer_gain"] == gains[0]
     # Protected and unprotected are one model here: what they reach must be equal.
-    (other,) = (c for c in report["cells"] if c["cell"].startswith("head_only"))
-    assert other["protected"]["mean"] == pytest.approx(other["unprotected"]["mean"], abs=1e-6)
+    (other,) = (found for found in report["cells"] if found["attack"].startswith("head_only"))
+    one, two = (other["starts"][start]["final"] for start in ("protected", "unprotected"))
+    assert one["mean"] == pytest.approx(two["mean"], abs=1e-6)
     table = read_part(location, "report.md").decode()
     assert "| head_only sgd 0.05 batch 32 |" in table
-    assert ("HELD under every strategy" in table) == (gains[0] <= 0)
+    assert table.startswith("The protection held under 2 attacks") == (gains[0] <= 0)
+    assert report["not_tested"][0] == "method redrawn_head"
 
 
 def test_audit_of_a_model_without_a_protection_asks_for_what_it_lacks(
