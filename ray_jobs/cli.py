@@ -15,7 +15,16 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ray_jobs import audit_data, audit_model, demo, pretrain, protect_data, protect_model, verify
+from ray_jobs import (
+    audit_data,
+    audit_model,
+    card,
+    demo,
+    pretrain,
+    protect_data,
+    protect_model,
+    verify,
+)
 from ray_jobs.errors import JobError
 from storage.errors import StorageError, UnavailableError
 
@@ -34,6 +43,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "protect-data": Command(protect_data.ProtectData, protect_data.run),
     "verify": Command(verify.Verify, verify.run),
     "audit-data": Command(audit_data.AuditData, audit_data.run),
+    "card": Command(card.Card, card.run),
     "demo": Command(demo.Demo, demo.run),
 }
 
@@ -92,7 +102,8 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         subparser.add_argument(
             "--config", action="config", help="YAML recipe, e.g. one of recipes/."
         )
-        subparser.add_class_arguments(command.recipe)
+        # Of a dataclass that is not keyword-only: the others' fields need their names.
+        subparser.add_class_arguments(command.recipe, as_positional=True)
         summary = (command.recipe.__doc__ or "").splitlines()[0]
         commands.add_subcommand(name, subparser, help=summary)
         subparsers[name] = subparser
