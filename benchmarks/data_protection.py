@@ -171,15 +171,19 @@ def to_markdown(
             values.append(of_arm[moment]["mean"])
         return estimate(values)
 
+    def detectability(variant: str, epsilon_levels: int) -> Estimate:
+        headlines = [reports[seed, variant, epsilon_levels]["headline"] for seed in seeds]
+        return estimate([headline["detectability"] for headline in headlines])
+
     epochs = recipes.audit.appropriators[0].training.epochs
     lines = [
         f"Accuracy on clean test images in %, peak over {epochs} epochs and last, mean over seeds "
         f"{seeds} and half of the 95 % interval:",
         "",
-        "| trained on | budget | peak | last | median PSNR, dB | median SSIM |",
-        "|---|---|---|---|---|---|",
+        "| trained on | budget | peak | last | median PSNR, dB | median SSIM | told from clean |",
+        "|---|---|---|---|---|---|---|",
         f"| clean images | - | {show(over_seeds('clean', 'peak', 'SEP', 8))} | "
-        f"{show(over_seeds('clean', 'final', 'SEP', 8))} | - | - |",
+        f"{show(over_seeds('clean', 'final', 'SEP', 8))} | - | - | - |",
     ]
     for epsilon_levels in BUDGETS:
         for variant in variants(recipes.protect.sep):
@@ -190,7 +194,8 @@ def to_markdown(
                 f"| {variant} | {epsilon_levels}/255 | "
                 f"{show(over_seeds('protected', 'peak', variant, epsilon_levels))} | "
                 f"{show(over_seeds('protected', 'final', variant, epsilon_levels))} | "
-                f"{metrics['psnr_median']:.1f} | {metrics['ssim_median']:.4f} |"
+                f"{metrics['psnr_median']:.1f} | {metrics['ssim_median']:.4f} | "
+                f"{show(detectability(variant, epsilon_levels))} |"
             )
     return "\n".join(lines)
 

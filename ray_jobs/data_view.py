@@ -29,8 +29,8 @@ _TERMS: Final = {
     "Detectability": "How well a linear classifier tells protected images from clean ones that it "
     "was not trained on: the mean of the shares told rightly, 50 % by guessing. It was trained "
     "on pairs of both, once on pixels and once on their frequencies; the better counts.",
-    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Within the noise: the "
-    "interval includes 0.",
+    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Noise: the interval of a "
+    "difference includes 0.",
 }
 
 

@@ -40,8 +40,8 @@ _TERMS: Final = {
     "training from scratch, divided by those that scratch needs itself; the median over seeds.",
     "Benign trainability": "Accuracy that fine-tuning to an unrelated domain reaches from the "
     "protected model, less what it reaches from the unprotected one. At 0 nothing is lost.",
-    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Within the noise: the "
-    "interval includes 0.",
+    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Noise: the interval of a "
+    "difference includes 0.",
 }
 
 
