@@ -9,7 +9,6 @@ the place of the recipes' torchvision datasets.
 """
 
 import dataclasses
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,15 +16,16 @@ from typing import Any, NamedTuple
 
 from benchmarks.environment import describe_environment
 from benchmarks.protection import from_parquet, parquet_path, read_options
-from protection.audit.verdict import Estimate, estimate
+from protection.audit.scores import Estimate, estimate
 from protection.sep.config import SepConfig
 from ray_jobs import audit_data, pretrain, protect_data
-from ray_jobs.audit_report import show
 from ray_jobs.cluster import connect
 from ray_jobs.image_sets import ImageSetConfig
 from ray_jobs.recipes import read_recipe
+from ray_jobs.reports import read_report
+from ray_jobs.wording import show
 from storage.blobs import open_blobs
-from storage.commit import is_committed, read_manifest, read_part
+from storage.commit import is_committed, read_manifest
 
 BUDGETS = (8, 2)
 
@@ -151,8 +151,7 @@ def audit(
             )
         )
         kept.put(name, open_blobs(f"{location}.run").get(name))
-    report: dict[str, Any] = json.loads(read_part(location, "report.json"))
-    return report
+    return read_report(location).report
 
 
 def to_markdown(
@@ -164,22 +163,27 @@ def to_markdown(
     """Table of what appropriators reach, in per cent, and of what can be seen."""
 
     def over_seeds(arm: str, moment: str, variant: str, epsilon_levels: int) -> Estimate:
-        return estimate(
-            [
-                reports[seed, variant, epsilon_levels]["appropriators"][0][arm][moment]["mean"]
-                for seed in seeds
-            ]
-        )
+        values = []
+        for seed in seeds:
+            report = reports[seed, variant, epsilon_levels]
+            (clean,) = report["clean"].values()
+            of_arm = report["cells"][0]["protected"] if arm == "protected" else clean
+            values.append(of_arm[moment]["mean"])
+        return estimate(values)
+
+    def detectability(variant: str, epsilon_levels: int) -> Estimate:
+        headlines = [reports[seed, variant, epsilon_levels]["headline"] for seed in seeds]
+        return estimate([headline["detectability"] for headline in headlines])
 
     epochs = recipes.audit.appropriators[0].training.epochs
     lines = [
         f"Accuracy on clean test images in %, peak over {epochs} epochs and last, mean over seeds "
         f"{seeds} and half of the 95 % interval:",
         "",
-        "| trained on | budget | peak | last | median PSNR, dB | median SSIM |",
-        "|---|---|---|---|---|---|",
+        "| trained on | budget | peak | last | median PSNR, dB | median SSIM | told from clean |",
+        "|---|---|---|---|---|---|---|",
         f"| clean images | - | {show(over_seeds('clean', 'peak', 'SEP', 8))} | "
-        f"{show(over_seeds('clean', 'last', 'SEP', 8))} | - | - |",
+        f"{show(over_seeds('clean', 'final', 'SEP', 8))} | - | - | - |",
     ]
     for epsilon_levels in BUDGETS:
         for variant in variants(recipes.protect.sep):
@@ -189,8 +193,9 @@ def to_markdown(
             lines.append(
                 f"| {variant} | {epsilon_levels}/255 | "
                 f"{show(over_seeds('protected', 'peak', variant, epsilon_levels))} | "
-                f"{show(over_seeds('protected', 'last', variant, epsilon_levels))} | "
-                f"{metrics['psnr_median']:.1f} | {metrics['ssim_median']:.4f} |"
+                f"{show(over_seeds('protected', 'final', variant, epsilon_levels))} | "
+                f"{metrics['psnr_median']:.1f} | {metrics['ssim_median']:.4f} | "
+                f"{show(detectability(variant, epsilon_levels))} |"
             )
     return "\n".join(lines)
 

@@ -9,7 +9,6 @@ of ``cifar10-train.parquet`` and the like, read in the place of the recipes' tor
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import describe_environment
-from protection.audit.verdict import STARTS, estimate, judge, worst_first
+from protection.audit.scores import STARTS, estimate, transfer_gain
 from ray_jobs import audit_model, pretrain, protect_model
-from ray_jobs.audit_report import show
 from ray_jobs.domains import DomainConfig
 from ray_jobs.recipes import read_recipe
-from storage.commit import is_committed, read_part
+from ray_jobs.reports import read_report
+from ray_jobs.wording import show
+from storage.commit import is_committed
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def run_pipeline(recipes: Path, output: Path, seed: int, data: Path | None) -> d
     for run, job in jobs:
         if not is_committed(job.output):
             run(job)
-    return json.loads(read_part(audit, "report.json"))
+    return read_report(audit).report
 
 
 def from_parquet(config: DomainConfig, data: Path) -> DomainConfig:
@@ -116,30 +116,30 @@ def parquet_path(source: str, data: Path) -> str:
 
 
 def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
-    """Table over pipelines, worst strategy first, in per cent."""
-    names = [cell["cell"] for cell in reports[0]["cells"]]
-    verdicts = worst_first(
-        judge(
-            name,
-            {
-                start: [
-                    next(c for c in report["cells"] if c["cell"] == name)[start]["mean"]
-                    for report in reports
-                ]
-                for start in STARTS
-            },
-        )
-        for name in names
+    """Table over pipelines, worst attack first, in per cent."""
+
+    def accuracies(attack: str, start: str) -> list[float]:
+        return [
+            cell["starts"][start]["final"]["mean"]
+            for report in reports
+            for cell in report["cells"]
+            if cell["attack"] == attack
+        ]
+
+    by_attack = {
+        attack: {start: accuracies(attack, start) for start in STARTS}
+        for attack in (cell["attack"] for cell in reports[0]["cells"])
+    }
+    gains = {
+        attack: transfer_gain(by_start["protected"], by_start["scratch"])
+        for attack, by_start in by_attack.items()
+    }
+    headlines = [report["headline"] for report in reports]
+    before, after = (
+        estimate([headline["original_accuracy"][model] for headline in headlines])
+        for model in ("unprotected", "protected")
     )
-    originals = [report["headline"]["original_accuracy"] for report in reports]
-    before, after, drop = (
-        estimate(values)
-        for values in (
-            [o["unprotected"] for o in originals],
-            [o["protected"] for o in originals],
-            [o["unprotected"] - o["protected"] for o in originals],
-        )
-    )
+    drop = estimate([headline["original_accuracy_drop"] for headline in headlines])
     lines = [
         f"Original test accuracy: {show(before)} unprotected, {show(after)} protected, drop "
         f"{show(drop)} points (seeds {seeds}).",
@@ -149,11 +149,13 @@ def to_markdown(reports: list[dict[str, Any]], seeds: list[int]) -> str:
         "| strategy | protected | scratch | unprotected | protected - scratch |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {v.cell} | {show(v.accuracies['protected'])} | {show(v.accuracies['scratch'])} | "
-        f"{show(v.accuracies['unprotected'])} | {show(v.transfer_gain)} |"
-        for v in verdicts
-    ]
+    for attack in sorted(gains, key=lambda attack: -gains[attack].mean):
+        protected, unprotected, scratch = (
+            show(estimate(by_attack[attack][start])) for start in STARTS
+        )
+        lines.append(
+            f"| {attack} | {protected} | {scratch} | {unprotected} | {show(gains[attack])} |"
+        )
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from protection.audit.attacks import IMAGES_FOR, Attack, Means
 from protection.audit.fine_tuning import FineTuningMetrics, fine_tune
-from protection.audit.verdict import STARTS
+from protection.audit.scores import STARTS
 from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.seeds import derive_seed

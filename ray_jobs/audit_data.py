@@ -7,25 +7,25 @@ the clean ones without any; every training is one cell.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from protection.audit.countermeasures import COUNTERMEASURES, appropriate
 from protection.models import ModelConfig
 from protection.training import TrainingConfig, start_training
-from ray_jobs.audit_report import commit_report
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.data_report import Curves, build_report, peak, to_markdown
+from ray_jobs.curves import peaks
+from ray_jobs.data_report import Curves, build_report, claims
+from ray_jobs.detection import detect_protected
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import new_model
 from ray_jobs.protected_datasets import find_protected
 from ray_jobs.reporting import Row
+from ray_jobs.reports import commit_report
 from ray_jobs.runs import begin, find_run
 from storage.datasets import ImageDataset
-
-AUDIT_KIND: Final = "data-audit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,17 @@ def run(job: AuditData) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: a training failed.
     """
-    image_sets = _image_sets(job)
+    found = find_protected(job.protected, clean=job.clean)
+    image_sets = {
+        "protected": found.protected,
+        "clean": found.clean,
+        "test": absolute_set(job.test),
+    }
     images = _open_and_check(job, image_sets)
+    # Before the trainings: it takes seconds, and shows whether these are the images.
+    detection = None
+    if found.epsilon_levels is not None:  # else nobody promises which images belong together
+        detection = detect_protected(images["protected"], images["clean"])
     this_run = find_run(job, verb="audit-data")
     connect(job.cluster)
     begin(this_run)
@@ -125,25 +134,22 @@ def run(job: AuditData) -> str:
         describe=lambda cell, curve: _progress(job, cell, curve),
     )
     report = build_report(
-        _by_appropriator(job, curves), num_classes=images["test"].num_classes, seeds=job.seeds
+        _by_appropriator(job, curves),
+        num_classes=images["test"].num_classes,
+        seeds=job.seeds,
+        dataset=claims(found.manifest.description),
+        detection=detection,
     )
     return commit_report(
         this_run,
         report,
-        to_markdown(report),
-        kind=AUDIT_KIND,
         parents={
-            **parent("protected", image_sets["protected"].source),
+            **parent("protected", found.protected.source),
             "clean": images["clean"].digest(),
             "test": images["test"].digest(),
         },
+        picture=found.preview(),
     )
-
-
-def _image_sets(job: AuditData) -> dict[str, ImageSetConfig]:
-    """The images of each arm, and ``test``, with nothing left to look up."""
-    found = find_protected(job.protected, clean=job.clean)
-    return {"protected": found.protected, "clean": found.clean, "test": absolute_set(job.test)}
 
 
 def _open_and_check(
@@ -203,7 +209,7 @@ def _train_cell(shared: _Shared, cell: Cell) -> list[Row]:
 def _progress(job: AuditData, cell: Cell, curve: list[Row]) -> str:
     name = _names(job)[cell.appropriator_index]
     what = f"{name}  {cell.arm}  {cell.countermeasure}  seed {cell.seed}"
-    return f"{what}  peak {peak(curve):.3f}"
+    return f"{what}  peak {peaks([curve])[0]:.3f}"
 
 
 def _by_appropriator(job: AuditData, curves: Mapping[Cell, list[Row]]) -> dict[str, Curves]:

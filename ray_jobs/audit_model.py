@@ -6,7 +6,7 @@ one cell.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import ray
 
@@ -25,18 +25,17 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
-from ray_jobs.audit_report import build_report, commit_report, to_markdown
+from ray_jobs.audit_report import build_report
 from ray_jobs.cells import require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import describe, model_from
+from ray_jobs.reports import commit_report
 from ray_jobs.runs import begin, find_run
 from storage.commit import read_manifest
 from storage.location import parse_location
-
-AUDIT_KIND: Final = "model-audit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +160,10 @@ def run(job: AuditModel) -> str:
     return commit_report(
         this_run,
         report,
-        to_markdown(report),
-        kind=AUDIT_KIND,
         parents={
             **parent("protected", audited.protected),
             **parent("unprotected", audited.unprotected),
+            **_digests(audited),
         },
     )
 
@@ -248,3 +246,11 @@ def _original_accuracies(audited: Audited, cluster: ClusterConfig) -> dict[str, 
     )
     result: dict[str, float] = ray.get(task.remote(audited))
     return result
+
+
+def _digests(audited: Audited) -> dict[str, Any]:
+    """SHA-256 of the images that were trained on and tested on."""
+    by_role: dict[str, list[dict[str, str]]] = {}
+    for target, config in audited.targets.items():
+        by_role.setdefault(target.role, []).append(domains.digests(opened(config, audited)))
+    return {"original": domains.digests(opened(audited.original, audited)), **by_role}

@@ -1,31 +1,41 @@
-"""What an audit says: the verdict first, then every cell, worst first."""
+"""What a model audit found, as it is stored: the headline first, then every cell, worst first.
 
-import json
-import logging
+A *cell* is one attack on one domain. It is run from three starts, with several seeds each.
+"""
+
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from protection.audit.verdict import CellVerdict, Estimate, judge, worst_first
-from ray_jobs.reporting import Row, percent
-from ray_jobs.runs import Run, provenance
-from storage.commit import commit
+from protection.audit.scores import (
+    STARTS,
+    cost_ratio,
+    holds,
+    intactness,
+    is_clear,
+    trainability,
+    transfer_gain,
+)
+from ray_jobs.curves import accuracies, finals, measured, require_curves
+from ray_jobs.reporting import Row
 
-logger = logging.getLogger(__name__)
+MODEL_AUDIT: Final = "model-audit"
+RESTRICTED: Final = "restricted"
+BENIGN: Final = "benign"
 
 
 class AttackResult(NamedTuple):
-    """What one attack on one domain came to."""
+    """What one attack achieved on one domain."""
 
     attack: str
-    """Name, for tables."""
+    """Its name, in tables."""
     role: str
-    """restricted: fine-tuning should fail; benign: it should still work."""
+    """Of the domain: ``restricted``, or ``benign`` where nothing should be prevented."""
     domain: str
-    """A short description, of no other domain of the role."""
     facts: dict[str, Any]
-    """The attack's fields, as JSON holds them."""
+    """The attack's recipe fields, as JSON."""
     curves: Mapping[str, Sequence[Sequence[Row]]]
-    """By start: one curve a seed, one row an epoch."""
+    """By start: one curve a seed, one row an epoch (epoch, loss, test_accuracy). A training that
+    ended early has ``stopped`` in its last row."""
 
 
 def build_report(
@@ -39,125 +49,107 @@ def build_report(
     """Return the report as it is stored.
 
     Args:
-        results: of every attack on every domain.
+        results: of every attack on every domain; a benign one may lack the from-scratch start.
         original: original test accuracy of the protected and the unprotected model.
-        epochs: the defender's horizon, passes over the restricted training images.
-        seeds: of the fine-tunings, in the order of every result's curves.
-        not_tested: what is known to Ringfence and was not tried.
+        epochs: passes over the training images that every fine-tuning was given.
+        seeds: of the fine-tunings, in the order of the curves.
+        not_tested: what the verdict does not cover, for a person.
+
+    Raises:
+        ValueError: nothing restricted was attacked, or a result is not of all starts and seeds.
     """
-    restricted = [result for result in results if result.role == "restricted"]
-    several = len({result.domain for result in restricted}) > 1
-    verdicts = worst_first(
-        judge(
-            f"{result.domain}: {result.attack}" if several else result.attack,
-            {
-                start: [curve[-1]["test_accuracy"] for curve in curves]
-                for start, curves in result.curves.items()
-            },
-        )
-        for result in restricted
+    for result in results:
+        _require_complete(result, num_seeds=len(seeds))
+    cells = sorted(
+        (_cell(result) for result in results if result.role == RESTRICTED),
+        key=lambda cell: -cell["transfer_gain"]["mean"],
     )
+    benign = sorted(
+        (_benign_cell(result) for result in results if result.role == BENIGN),
+        key=lambda cell: cell["trainability"]["mean"],
+    )
+    if not cells:
+        raise ValueError(f"results have no {RESTRICTED} domain, so there is no verdict; expected 1")
     return {
-        "headline": {
-            "worst_transfer_gain": verdicts[0].transfer_gain.mean,
-            "worst_cell": verdicts[0].cell,
-            "num_cells": len(verdicts),
-            "num_cells_held": sum(verdict.holds for verdict in verdicts),
-            "original_accuracy": dict(original),
-        },
+        "format": MODEL_AUDIT,
+        "headline": _headline(cells, benign, original),
         "epochs": epochs,
         "seeds": list(seeds),
+        "cells": cells,
+        "benign": benign,
         "not_tested": list(not_tested),
-        "cells": [_to_json(verdict) for verdict in verdicts],
-        "results": [result._asdict() for result in results],
     }
 
 
-def _to_json(verdict: CellVerdict) -> dict[str, Any]:
+def _require_complete(result: AttackResult, *, num_seeds: int) -> None:
+    if result.role not in (RESTRICTED, BENIGN):
+        raise ValueError(
+            f"role of {result.attack!r} is {result.role!r}; expected {RESTRICTED} or {BENIGN}"
+        )
+    needed = STARTS if result.role == RESTRICTED else STARTS[:2]
+    if missing := [start for start in needed if start not in result.curves]:
+        raise ValueError(
+            f"curves of {result.attack!r} are of {', '.join(result.curves) or 'no start'}; "
+            f"expected {', '.join(missing)} as well"
+        )
+    for start, curves in result.curves.items():
+        require_curves(curves, num_seeds=num_seeds, name=f"{result.attack!r} from {start}")
+
+
+def _starts(result: AttackResult) -> dict[str, Any]:
+    return {start: measured(result.curves[start]) for start in STARTS if start in result.curves}
+
+
+def _cell(result: AttackResult) -> dict[str, Any]:
+    protected, scratch = result.curves["protected"], result.curves["scratch"]
+    gain = transfer_gain(finals(protected), finals(scratch))
     return {
-        "cell": verdict.cell,
-        "holds": verdict.holds,
-        "transfer_gain": verdict.transfer_gain._asdict(),
-        **{start: value._asdict() for start, value in verdict.accuracies.items()},
+        "attack": result.attack,
+        "domain": result.domain,
+        "facts": result.facts,
+        "holds": holds(gain),
+        "is_clear": is_clear(gain),
+        "transfer_gain": gain._asdict(),
+        "cost": cost_ratio(accuracies(protected), accuracies(scratch))._asdict(),
+        "starts": _starts(result),
     }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the report as a person reads it: the verdict, then the table, worst cell first."""
-    headline = report["headline"]
-    held, total = headline["num_cells_held"], headline["num_cells"]
-    original = headline["original_accuracy"]
-    drop = 100 * (original["unprotected"] - original["protected"])
-    gain = 100 * headline["worst_transfer_gain"]
-    failed = total - held
-    verdict = (
-        f"DID NOT HOLD: {failed} of {total} strategies do better from it than from scratch"
-        if failed
-        else "HELD under every strategy tried"
-    )
-    lines = [
-        f"The protection {verdict}.",
-        f"Worst case: {gain:+.1f} points over from-scratch, by {headline['worst_cell']}.",
-        f"Original accuracy: {percent(original['unprotected'])} unprotected, "
-        f"{percent(original['protected'])} protected ({-drop:+.1f} points).",
-        "",
-        f"Restricted test accuracy after {report['epochs']} epochs, {mean_over(report['seeds'])}:",
-        "",
-        "| strategy | protected | scratch | unprotected | protected - scratch | held |",
-        "|---|---|---|---|---|---|",
-    ]
-    for cell in report["cells"]:
-        values = [
-            show(Estimate(**cell[start])) for start in ("protected", "scratch", "unprotected")
-        ]
-        gain_text = show(Estimate(**cell["transfer_gain"]), sign="+")
-        held_text = "yes" if cell["holds"] else "NO"
-        lines.append(f"| {cell['cell']} | {' | '.join(values)} | {gain_text} | {held_text} |")
-    return "\n".join([*lines, ""])
+def _benign_cell(result: AttackResult) -> dict[str, Any]:
+    kept = trainability(finals(result.curves["protected"]), finals(result.curves["unprotected"]))
+    return {
+        "attack": result.attack,
+        "domain": result.domain,
+        "facts": result.facts,
+        "trainability": kept._asdict(),
+        "starts": _starts(result),
+    }
 
 
-def show(value: Estimate, *, sign: str = "") -> str:
-    """Write an estimate in points: mean and half-width of the 95 % interval."""
-    margin = "" if value.margin is None else f" ± {100 * value.margin:.1f}"
-    return f"{100 * value.mean:{sign}.1f}{margin}"
+def _headline(
+    cells: Sequence[Mapping[str, Any]],
+    benign: Sequence[Mapping[str, Any]],
+    original: Mapping[str, float],
+) -> dict[str, Any]:
+    """What counts of the report, flat: sweeps read single numbers of it."""
+    gain = cells[0]["transfer_gain"]
+    cheapest = min((cell["cost"] for cell in cells), key=cheapness)
+    return {
+        "worst_transfer_gain": gain["mean"],
+        "worst_transfer_gain_margin": gain["margin"],
+        "worst_attack": cells[0]["attack"],
+        "worst_domain": cells[0]["domain"],
+        "num_cells": len(cells),
+        "num_cells_held": sum(cell["holds"] for cell in cells),
+        "num_cells_unclear": sum(cell["is_clear"] is False for cell in cells),
+        "least_cost_ratio": cheapest["ratio"],
+        "least_cost_is_bound": cheapest["is_bound"],
+        "original_accuracy": dict(original),
+        "original_accuracy_drop": intactness(original["unprotected"], original["protected"]),
+        "worst_trainability": benign[0]["trainability"]["mean"] if benign else None,
+    }
 
 
-def mean_over(seeds: Sequence[int]) -> str:
-    """Say what the numbers of a table are that `show` writes."""
-    if len(seeds) == 1:
-        return "mean over 1 seed"
-    return f"mean over {len(seeds)} seeds and 95 % interval"
-
-
-def commit_report(
-    this_run: Run,
-    report: dict[str, Any],
-    markdown: str,
-    *,
-    kind: str,
-    parents: Mapping[str, object],
-) -> str:
-    """Publish ``report`` at the run's output, show it, and return the location.
-
-    Args:
-        this_run: of the audit.
-        report: its ``headline`` becomes the manifest's metrics.
-        markdown: the same for a person.
-        kind: of the commit.
-        parents: what was audited, and against what.
-    """
-    commit(
-        this_run.output,
-        {
-            "report.json": json.dumps(report, indent=2).encode(),
-            "report.md": markdown.encode(),
-        },
-        kind=kind,
-        description={
-            **provenance(this_run),
-            "metrics": report["headline"],
-            "parents": dict(parents),
-        },
-    )
-    logger.info("\n%s", markdown)
-    return str(this_run.output)
+def cheapness(cost: Mapping[str, Any]) -> tuple[float, bool]:
+    """Order of costs, as a report holds them: of two equal ones the bound is the greater."""
+    return cost["ratio"], cost["is_bound"]

@@ -12,7 +12,7 @@ import torch
 from protection.audit.imperceptibility import lowest_and_median, measure_changes
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, open_set
-from ray_jobs.protected_datasets import find_protected
+from ray_jobs.protected_datasets import find_protected, matching_order
 from storage.datasets import ImageDataset
 from storage.errors import StorageError
 
@@ -48,10 +48,7 @@ def prove_budget(
 
 def _prove(claim: _Claim) -> dict[str, Any]:
     protected, clean = claim.protected, claim.clean
-    if torch.equal(protected.index, clean.index):
-        order = torch.arange(len(clean))
-    else:
-        order = _matching_order(claim)
+    order = matching_order(protected, clean)
     if not torch.equal(protected.labels, clean.labels[order]):
         row = int(torch.nonzero(protected.labels != clean.labels[order])[0])
         raise JobError(
@@ -109,18 +106,3 @@ def _open(location: str, *, clean: ImageSetConfig | None, epsilon_levels: int | 
             f"{len(originals)}; expected every image once"
         )
     return _Claim(protected, originals, epsilon_levels)
-
-
-def _matching_order(claim: _Claim) -> torch.Tensor:
-    """``(N,)`` row of the clean image of each protected one, by their index."""
-    protected, clean = claim.protected.index, claim.clean.index
-    sorted_protected, sorted_clean = protected.sort(), clean.sort()
-    if not torch.equal(sorted_protected.values, sorted_clean.values):
-        differs = torch.nonzero(sorted_protected.values != sorted_clean.values)[0]
-        raise JobError(
-            f"index {int(sorted_clean.values[differs])} is not there exactly once; expected the "
-            "same indices as the clean images, each once"
-        )
-    order = torch.empty_like(sorted_clean.indices)
-    order[sorted_protected.indices] = sorted_clean.indices
-    return order

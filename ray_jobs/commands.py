@@ -51,6 +51,11 @@ COMMANDS: Final[dict[str, Command]] = {
         "AuditData",
         "Measure what a model trained on protected images reaches on clean test images.",
     ),
+    "card": Command(
+        "card",
+        "Card",
+        "Print the section of a model card or dataset card that says what an audit found.",
+    ),
     "ls": Command(
         "ls", "Ls", "List what is committed at or below a location, and what was begun there."
     ),

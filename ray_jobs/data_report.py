@@ -1,17 +1,18 @@
-"""What a data audit says: the appropriator that got furthest first, then every one.
+"""What a data audit found, as it is stored: the headline first, then every cell, worst first.
 
-An appropriator is tried under every countermeasure: each pair is a row.
+A *cell* is one appropriator under one countermeasure, trained with several seeds.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
 
 from protection.audit.countermeasures import COUNTERMEASURES
-from protection.audit.verdict import Estimate, estimate
-from ray_jobs.audit_report import mean_over, show
-from ray_jobs.reporting import Row, percent
+from protection.audit.detectability import Detection
+from protection.audit.scores import accuracy_cost, is_clear
+from ray_jobs.curves import measured, peaks, require_curves
+from ray_jobs.reporting import Row
 
-ARMS: Final = ("protected", "clean")
+DATA_AUDIT: Final = "data-audit"
 
 
 class Curves(TypedDict):
@@ -28,6 +29,8 @@ def build_report(
     *,
     num_classes: int,
     seeds: Sequence[int],
+    dataset: Mapping[str, Any],
+    detection: Mapping[str, Detection] | None,
 ) -> dict[str, Any]:
     """Return the report as it is stored.
 
@@ -35,100 +38,93 @@ def build_report(
         curves: by appropriator, in the order of ``seeds``; the same countermeasures for all.
         num_classes: chance is one of them.
         seeds: of the trainings.
+        dataset: what the protected dataset's manifest says of itself, see `claims`.
+        detection: by which features, how well protected images are told from clean ones; None:
+            not measured.
     """
-    rows = sorted(
+    for name, of_one in curves.items():
+        for arm, trainings in {"clean images": of_one["clean"], **of_one["protected"]}.items():
+            require_curves(trainings, num_seeds=len(seeds), name=f"{name!r}, {arm},")
+    cells = sorted(
         (
-            _to_json(name, countermeasure, protected=protected, clean=of_one["clean"])
+            _cell(name, countermeasure, protected=protected, clean=of_one["clean"])
             for name, of_one in curves.items()
             for countermeasure, protected in of_one["protected"].items()
         ),
-        key=lambda row: -row["protected"]["peak"]["mean"],
+        key=lambda cell: -cell["protected"]["peak"]["mean"],
     )
-    worst = rows[0]
-    tried = {row["countermeasure"] for row in rows}
+    clean = {name: measured(of_one["clean"]) for name, of_one in curves.items()}
+    tried = {cell["countermeasure"] for cell in cells}
     return {
+        "format": DATA_AUDIT,
         "headline": {
-            "worst_appropriator": worst["appropriator"],
-            "worst_countermeasure": worst["countermeasure"],
-            "peak_protected_accuracy": worst["protected"]["peak"]["mean"],
-            "peak_clean_accuracy": worst["clean"]["peak"]["mean"],
+            **_headline(cells[0], clean),
             "chance": 1 / num_classes,
             "num_appropriators": len(curves),
             "num_countermeasures": len(tried - {"none"}),
+            "detectability": _greatest(detection),
         },
         "seeds": list(seeds),
-        "not_tried": [name for name in COUNTERMEASURES if name not in tried | {"none"}],
-        "appropriators": rows,
-        "curves": {name: dict(of_one) for name, of_one in curves.items()},
+        "dataset": dict(dataset),
+        "detection": detection and {name: found._asdict() for name, found in detection.items()},
+        "cells": cells,
+        "clean": clean,
+        "not_tested": [
+            *(name for name in COUNTERMEASURES if name not in tried | {"none"}),
+            "other architectures and other ways of training",
+        ],
     }
 
 
-def _to_json(
-    name: str,
+def claims(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ``description`` in a protected dataset's manifest says of it; null where nothing."""
+    metrics = description.get("metrics", {})
+    return {
+        "variant": description.get("variant"),
+        "epsilon_levels": description.get("budget", {}).get("epsilon_levels"),
+        "num_images": description.get("num_images"),
+        "num_protected": description.get("num_protected"),
+        **{
+            name: metrics.get(name)
+            for name in ("max_change_levels", "psnr_min", "psnr_median", "ssim_min", "ssim_median")
+        },
+    }
+
+
+def _cell(
+    appropriator: str,
     countermeasure: str,
     *,
     protected: Sequence[Sequence[Row]],
     clean: Sequence[Sequence[Row]],
 ) -> dict[str, Any]:
+    cost = accuracy_cost(peaks(clean), peaks(protected))
     return {
-        "appropriator": name,
+        "appropriator": appropriator,
         "countermeasure": countermeasure,
-        "epochs": len(protected[0]),
-        **{
-            arm: {
-                "peak": estimate([peak(curve) for curve in curves])._asdict(),
-                "last": estimate([curve[-1]["test_accuracy"] for curve in curves])._asdict(),
-            }
-            for arm, curves in zip(ARMS, (protected, clean), strict=True)
-        },
+        "epochs": max(map(len, protected)),
+        "accuracy_cost": cost._asdict(),
+        "is_clear": is_clear(cost),
+        "protected": measured(protected),
     }
 
 
-def peak(curve: Sequence[Row]) -> float:
-    """Greatest test accuracy of any epoch."""
-    return max(float(row["test_accuracy"]) for row in curve)
+def _headline(worst: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the worst cell, flat: sweeps read single numbers of it."""
+    left, cost = worst["protected"]["peak"], worst["accuracy_cost"]
+    return {
+        "worst_appropriator": worst["appropriator"],
+        "worst_countermeasure": worst["countermeasure"],
+        "peak_protected_accuracy": left["mean"],
+        "peak_protected_accuracy_margin": left["margin"],
+        "peak_clean_accuracy": clean[worst["appropriator"]]["peak"]["mean"],
+        "accuracy_cost": cost["mean"],
+        "accuracy_cost_margin": cost["margin"],
+    }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the report as a person reads it: what is left, then the table, worst first."""
-    headline, worst = report["headline"], report["appropriators"][0]
-    protected, clean = (show(Estimate(**worst[arm]["peak"])) for arm in ARMS)
-    with_it = "" if worst["countermeasure"] == "none" else f" with {worst['countermeasure']}"
-    lines = [
-        f"Worst case: {worst['appropriator']}{with_it} reaches {protected} % on clean test images "
-        f"(peak over {worst['epochs']} epochs); trained on the clean images it reaches {clean} %, "
-        f"chance is {percent(headline['chance'])}.",
-        "A peak is the best epoch by the test images themselves: an upper bound on what early "
-        "stopping could reach.",
-        *_tried(report),
-        "",
-        f"Accuracy on clean test images in %, {mean_over(report['seeds'])}:",
-        "",
-        "| appropriator | countermeasure | epochs | peak, protected | last, protected "
-        "| peak, clean | last, clean |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report["appropriators"]:
-        what = f"{row['appropriator']} | {row['countermeasure']} | {row['epochs']}"
-        values = [show(Estimate(**row[arm][moment])) for arm in ARMS for moment in ("peak", "last")]
-        lines.append(f"| {what} | {' | '.join(values)} |")
-    return "\n".join([*lines, ""])
-
-
-def _tried(report: dict[str, Any]) -> list[str]:
-    """What the headline is the worst of, and what it does not cover."""
-    num_appropriators = report["headline"]["num_appropriators"]
-    num_countermeasures = report["headline"]["num_countermeasures"]
-    plural = "s" if num_appropriators > 1 else ""
-    tried = f"Tried: {num_appropriators} appropriator{plural}, each trained as its recipe says"
-    if num_countermeasures == 0:
-        first = f"{tried}. No countermeasure was tried."
-    else:
-        first = (
-            f"{tried}, on the protected images under every countermeasure of the table; one that "
-            "changes each image once was applied to the test images, too. On the clean images none "
-            "was used."
-        )
-    if report["not_tried"]:
-        return [first, f"Countermeasures not tried: {', '.join(report['not_tried'])}."]
-    return [first, "No countermeasure that Ringfence has was left out."]
+def _greatest(detection: Mapping[str, Detection] | None) -> float | None:
+    """Balanced accuracy of the best probe."""
+    if detection is None:
+        return None
+    return max(found.balanced_accuracy for found in detection.values())

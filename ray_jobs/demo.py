@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from ray_jobs import audit_data, audit_model, pretrain, protect_data, protect_model
 from ray_jobs.preview import PREVIEW_PART
 from ray_jobs.recipes import read_recipe
+from ray_jobs.reports import MARKDOWN_PART, PAGE_PART
 from storage.commit import read_part
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,10 @@ STEPS: Final = (
 )
 # What a person looks at first: file in the output, and the committed part it is a copy of.
 SHOWN: Final = {
-    "model-audit.md": ("model-audit", "report.md"),
-    "data-audit.md": ("data-audit", "report.md"),
+    "model-audit.html": ("model-audit", PAGE_PART),
+    "model-audit.md": ("model-audit", MARKDOWN_PART),
+    "data-audit.html": ("data-audit", PAGE_PART),
+    "data-audit.md": ("data-audit", MARKDOWN_PART),
     "protected-data.png": ("protected-data", PREVIEW_PART),
 }
 

@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from protection.audit.imperceptibility import lowest_and_median
-from ray_jobs.errors import UsageError
+from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set
 from ray_jobs.preview import PREVIEW_PART
 from ray_jobs.protected_blocks import Note
-from storage.commit import commit, read_manifest
+from storage.commit import commit, read_manifest, read_part
 from storage.dataset_writer import DATASET_KIND
+from storage.datasets import ImageDataset
 from storage.errors import AlreadyCommittedError
 from storage.location import Location, parse_location
-from storage.manifest import Part
+from storage.manifest import Manifest, Part
 
 
 def commit_protected(
@@ -65,6 +69,14 @@ class ProtectedDataset(NamedTuple):
     clean: ImageSetConfig
     epsilon_levels: int | None
     """The budget it claims, in 8-bit levels; None where it was not made by protect-data."""
+    manifest: Manifest
+    """Of the protected dataset."""
+
+    def preview(self) -> bytes | None:
+        """PNG file that shows what protection did; None where none was committed."""
+        if PREVIEW_PART not in self.manifest.parts:
+            return None
+        return read_part(self.protected.source, PREVIEW_PART, manifest=self.manifest)
 
 
 def find_protected(location: str, *, clean: ImageSetConfig | None) -> ProtectedDataset:
@@ -92,4 +104,25 @@ def find_protected(location: str, *, clean: ImageSetConfig | None) -> ProtectedD
         ImageSetConfig(source=location),
         absolute_set(clean or ImageSetConfig(**recipe["dataset"])),
         budget.get("epsilon_levels"),
+        manifest,
     )
+
+
+def matching_order(protected: ImageDataset, clean: ImageDataset) -> Tensor:
+    """``(N,)`` row of the clean image of each protected one, by their index.
+
+    Raises:
+        JobError: the two do not have the same indices, each once.
+    """
+    if torch.equal(protected.index, clean.index):
+        return torch.arange(len(clean))
+    sorted_protected, sorted_clean = protected.index.sort(), clean.index.sort()
+    if not torch.equal(sorted_protected.values, sorted_clean.values):
+        differs = torch.nonzero(sorted_protected.values != sorted_clean.values)[0]
+        raise JobError(
+            f"index {int(sorted_clean.values[differs])} is not there exactly once; expected the "
+            "same indices as the clean images, each once"
+        )
+    order = torch.empty_like(sorted_clean.indices)
+    order[sorted_protected.indices] = sorted_clean.indices
+    return order

@@ -54,12 +54,15 @@ class RowWriter(UserCallback):
 
 def append_rows(path: Path, rows: list[Row]) -> None:
     """Append ``rows`` as JSON lines; what is not finite becomes null, which JSON has."""
-    lines = [json.dumps({name: _finite(value) for name, value in row.items()}) for row in rows]
+    lines = [
+        json.dumps({name: finite_or_null(value) for name, value in row.items()}) for row in rows
+    ]
     with path.open("a") as file:
         file.write("".join(f"{line}\n" for line in lines))
 
 
-def _finite(value: Any) -> Any:
+def finite_or_null(value: Any) -> Any:
+    """``value``, or null where it is a number that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protection.audit.families import AttackFamily
-from protection.audit.verdict import STARTS
+from protection.audit.scores import STARTS
 from ray_jobs.attack_cells import Cell, Target
 from tests.protection.audit.attacking import any_attack, attack
 

@@ -1,9 +1,12 @@
 """An audit of protected images: what is refused before a cluster starts, and one whole audit."""
 
+import base64
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +18,13 @@ from protection.audit.countermeasures import COUNTERMEASURES
 from protection.models import ModelConfig
 from protection.training import TrainingConfig
 from ray_jobs import audit_data
-from ray_jobs.audit_data import Appropriator, AuditData
+from ray_jobs.audit_data import Appropriator, AuditData, Cell
 from ray_jobs.cli import parse
 from ray_jobs.cluster import ClusterConfig
-from ray_jobs.errors import UsageError
+from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, open_set
+from ray_jobs.preview import PREVIEW_PART
+from ray_jobs.reports import read_report
 from storage.commit import commit, read_manifest, read_part
 from tests.ray_jobs.conftest import TINY
 from tests.storage.image_files import parquet_bytes, to_bytes
@@ -31,20 +36,32 @@ TRAINING = TrainingConfig(epochs=3, batch_size=16, learning_rate=0.05)
 
 @pytest.fixture(scope="module")
 def protected(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Location of images that teach nothing, under the labels of the clean ones."""
+    """Location of images that teach nothing, under the labels of the clean ones.
+
+    Its manifest is as protect-data writes it.
+    """
     clean = open_set(CLEAN, image_size=8)
     noise = np.random.default_rng(0).integers(0, 256, (len(clean), 8, 8, 3), dtype=np.uint8)
     images = [to_bytes(Image.fromarray(pixels)) for pixels in noise]
     location = str(tmp_path_factory.mktemp("datasets") / "protected")
+    data = parquet_bytes(
+        images,
+        pa.array(clean.labels.tolist()),
+        class_names=clean.class_names,
+        index=clean.index.tolist(),
+    )
     commit(
         location,
-        {
-            "images.parquet": parquet_bytes(
-                images, pa.array(clean.labels.tolist()), class_names=clean.class_names
-            )
-        },
+        {"images.parquet": data, PREVIEW_PART: images[0]},
         kind="dataset",
-        description={"recipe": {"command": "protect-data", "dataset": dataclasses.asdict(CLEAN)}},
+        description={
+            "recipe": {"command": "protect-data", "dataset": dataclasses.asdict(CLEAN)},
+            "variant": "SEP",
+            "budget": {"epsilon_levels": 255},
+            "num_images": 120,
+            "num_protected": 120,
+            "metrics": {"max_change_levels": 255, "psnr_median": 6.5, "ssim_median": 0.1},
+        },
     )
     return location
 
@@ -75,11 +92,12 @@ def test_audit_compares_all_trainings_and_repeats_no_finished_cell(
 
     location = audit_data.run(a_job(protected, tmp_path, countermeasures=countermeasures))
     report = json.loads(read_part(location, "report.json"))
-    (curves,) = report["curves"].values()
-    assert list(curves["protected"]) == countermeasures
-    trainings = [curves["clean"], *curves["protected"].values()]
+    (clean,) = report["clean"].values()
+    protected_cells = {cell["countermeasure"]: cell["protected"] for cell in report["cells"]}
+    assert set(protected_cells) == set(countermeasures)
+    trainings = [trained["curve"]["seeds"] for trained in (clean, *protected_cells.values())]
     assert [[len(rows) for rows in of_seeds] for of_seeds in trainings] == 4 * [[3, 3]]
-    assert curves["clean"][1] == curve
+    assert clean["curve"]["seeds"][1] == curve
     # The same seeds, and still another course each.
     assert len({str(of_seeds) for of_seeds in trainings}) == 4
     # Two dozen steps on noise leave about chance, a third; as many on digits do not.
@@ -97,15 +115,49 @@ def test_audit_compares_all_trainings_and_repeats_no_finished_cell(
         "test": open_set(TEST, image_size=8).digest(),
     }
     table = read_part(location, "report.md").decode()
-    assert table.startswith("Worst case: tests.conftest:TinyNetwork")
+    assert table.startswith("The worst case, tests.conftest:TinyNetwork")
     for name in countermeasures:
-        assert f"\n| tests.conftest:TinyNetwork | {name} | 3 | " in table
+        assert f"\n| tests.conftest:TinyNetwork | {name} | " in table
     cells = {path.name for path in kept.iterdir()}
     assert cells == {
         f"appropriator0-{arm}-seed{seed}.json"
         for arm in ("protected", "protected-greyscale", "protected-mixup", "clean")
         for seed in (0, 1)
     }
+
+
+def test_report_tells_what_the_dataset_is_and_shows_it(
+    protected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_after_another(
+        cells: Iterable[Cell], task: Callable[..., Any], shared: object, **_: object
+    ) -> dict[Cell, Any]:
+        return {cell: task(shared, cell) for cell in cells}
+
+    monkeypatch.setattr(audit_data, "connect", lambda _: None)
+    monkeypatch.setattr(audit_data, "run_cells", one_after_another)
+    location = audit_data.run(a_job(protected, tmp_path, seeds=[0]))
+    report = read_report(location).report
+    assert report["dataset"]["variant"] == "SEP"
+    assert report["dataset"]["num_protected"] == 120
+    assert report["dataset"]["psnr_min"] is None  # not said
+    assert report["headline"]["detectability"] > 0.9  # noise is no digit
+    (cell,) = report["cells"]
+    assert cell["is_clear"] is None  # of one seed
+    page = read_part(location, "report.html").decode()
+    preview = read_part(protected, PREVIEW_PART)
+    assert f"data:image/png;base64,{base64.b64encode(preview).decode()}" in page
+    assert "120 of 120 by SEP" in page
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_images_that_are_not_the_clean_ones_are_refused_before_anything_is_trained(
+    protected: str, tmp_path: Path
+) -> None:
+    others = dataclasses.replace(CLEAN, classes=[0, 1, 3])
+    with pytest.raises(JobError, match="is not there exactly once; expected the same indices"):
+        audit_data.run(a_job(protected, tmp_path, clean=others))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

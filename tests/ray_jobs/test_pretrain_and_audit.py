@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from protection.audit.families import AttackFamily
+from protection.sophon.adversary import StrategyFamily
 from protection.training import TrainingConfig
 from ray_jobs import audit_model, pretrain
-from ray_jobs.attack_cells import cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
@@ -100,16 +99,17 @@ def test_audit_measures_three_starts_and_repeats_no_finished_cell(
         restricted=[RESTRICTED],
         output=str(tmp_path / "audit"),
         adversary=[
-            AttackFamily(methods=["all_layers", "head_only"], finetune_lrs=[0.05], batch_sizes=[32])
+            StrategyFamily(
+                methods=["all_layers", "head_only"], finetune_lrs=[0.05], batch_sizes=[32]
+            )
         ],
         epochs=2,
         seeds=[0, 1],
         cluster=ClusterConfig(workers=3),
     )
     # As an interrupted audit left it: one cell finished, with a value no training would give.
-    audited = audit_model._resolve(job)
-    cell = next(cells(audit_model._plan(job, audited), seeds=job.seeds))
-    assert cell.start == "protected"
+    resolved = audit_model._resolve(job)
+    cell = next(iter(audit_model._cells(job, resolved)))
     kept = tmp_path / "audit.run" / "cells"
     kept.mkdir(parents=True)
     curve = [{"epoch": 1, "loss": 1.0, "test_accuracy": 0.123}]
@@ -117,19 +117,25 @@ def test_audit_measures_three_starts_and_repeats_no_finished_cell(
 
     location = audit_model.run(job)
     report = json.loads(read_part(location, "report.json"))
-    first, second = report["results"]
-    for result in (first, second):
-        assert [len(curves) for curves in result["curves"].values()] == [2, 2, 2]
-    assert first["curves"]["protected"][0] == curve
+    curves = [
+        rows
+        for found in report["cells"]
+        for start in found["starts"].values()
+        for rows in start["curve"]["seeds"]
+    ]
+    assert len(curves) == 2 * 3 * 2
+    assert curves.count(curve) == 1
     gains = [cell["transfer_gain"]["mean"] for cell in report["cells"]]
     assert gains == sorted(gains, reverse=True)
     assert report["headline"]["worst_transfer_gain"] == gains[0]
     # Protected and unprotected are one model here: what they reach must be equal.
-    (other,) = (c for c in report["cells"] if c["cell"].startswith("head_only"))
-    assert other["protected"]["mean"] == pytest.approx(other["unprotected"]["mean"], abs=1e-6)
+    (other,) = (found for found in report["cells"] if found["attack"].startswith("head_only"))
+    one, two = (other["starts"][start]["final"] for start in ("protected", "unprotected"))
+    assert one["mean"] == pytest.approx(two["mean"], abs=1e-6)
     table = read_part(location, "report.md").decode()
     assert "| head_only sgd 0.05 batch 32 |" in table
-    assert ("HELD under every strategy" in table) == (gains[0] <= 0)
+    assert table.startswith("The protection held under 2 attacks") == (gains[0] <= 0)
+    assert report["not_tested"][0] == "method redrawn_head"
 
 
 def test_audit_of_a_model_without_a_protection_asks_for_what_it_lacks(

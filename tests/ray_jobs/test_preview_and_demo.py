@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_jobs.demo import STEPS, Demo, run
+from ray_jobs.demo import SHOWN, STEPS, Demo, run
 from ray_jobs.errors import UsageError
 from ray_jobs.preview import picture_strip
 from ray_jobs.recipes import read_recipe
@@ -47,6 +47,13 @@ def test_any_size_and_mode_has_its_place(shape: tuple[int, ...]) -> None:
 def test_every_step_of_the_demo_finds_its_recipe(step: object) -> None:
     recipe = read_recipe(ROOT / "recipes" / step.folder / f"{step.command}.yaml", step.recipe_type)
     assert set(step.places) <= set(vars(recipe))
+
+
+def test_demo_shows_the_pages_of_both_audits() -> None:
+    made = {name for step in STEPS for name in step.places.values()}
+    assert {location for location, _ in SHOWN.values()} <= made
+    assert SHOWN["model-audit.html"] == ("model-audit", "report.html")
+    assert SHOWN["data-audit.html"] == ("data-audit", "report.html")
 
 
 def test_missing_recipes_are_named(tmp_path: Path) -> None:
