@@ -179,12 +179,16 @@ def _drawn(description: ModelDescription, *, seed: int) -> Classifier:
 
 def _domain_names(audited: Audited) -> dict[Target, str]:
     """A short description of every domain that no other one of its role has."""
-    described = {
-        target: config.train + ("" if config.classes is None else f" {config.classes}")
-        for target, config in audited.targets.items()
-    }
+    described = {target: _described(config) for target, config in audited.targets.items()}
     names = [(target.role, name) for target, name in described.items()]
     return {
         target: name if names.count((target.role, name)) == 1 else f"{name}, domain {target.number}"
         for target, name in described.items()
     }
+
+
+def _described(config: DomainConfig) -> str:
+    """What it is read from, without most of the path, which a report need not publish."""
+    source = config.train.partition("?")[0].rstrip("/")
+    classes = "" if config.classes is None else f" ({', '.join(map(str, config.classes))})"
+    return "/".join(source.split("/")[-2:]) + classes

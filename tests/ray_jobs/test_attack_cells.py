@@ -3,12 +3,14 @@
 import dataclasses
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protection.audit.families import AttackFamily
 from protection.audit.scores import STARTS
-from ray_jobs.attack_cells import Cell, Target
+from ray_jobs.attack_cells import Cell, Target, _described
+from ray_jobs.domains import DomainConfig
 from tests.protection.audit.attacking import any_attack, attack
 
 
@@ -55,3 +57,18 @@ def test_a_long_name_is_cut_and_keeps_its_own_key() -> None:
     first, second = (Cell(Target("benign", 0), one, "scratch", 0).key() for one in (long, other))
     assert first != second
     assert first == Cell(Target("benign", 0), dataclasses.replace(long), "scratch", 0).key()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/somebody/faces/train/", "faces/train"),
+        ("s3://bucket/faces/train?region=eu-west-1", "faces/train"),
+        ("digits:train", "digits:train"),
+    ],
+)
+def test_a_domain_is_named_without_the_path_that_leads_to_it(source: str, shown: str) -> None:
+    assert _described(DomainConfig(train=source, test=source)) == shown
+    assert _described(DomainConfig(train=source, test=source, classes=[3, "cat"])) == (
+        f"{shown} (3, cat)"
+    )

@@ -197,8 +197,8 @@ def test_results_have_a_curve_for_each_seed_and_name_each_domain(
     }
     results = to_results(audited, curves, seeds=job.seeds)
     assert [(r.role, r.domain, r.attack) for r in results] == [
-        ("restricted", "digits:train [5, 6, 7, 8, 9], domain 0", str(MILD.attacks()[0])),
-        ("restricted", "digits:train [5, 6, 7, 8, 9], domain 1", str(MILD.attacks()[0])),
+        ("restricted", "digits:train (5, 6, 7, 8, 9), domain 0", str(MILD.attacks()[0])),
+        ("restricted", "digits:train (5, 6, 7, 8, 9), domain 1", str(MILD.attacks()[0])),
         ("benign", "digits:train", "lora sgd 0.0001 batch 130"),
     ]
     assert results[2].facts["lora_rank"] == 8
