@@ -22,8 +22,8 @@ from ray_jobs import audit_data, pretrain, protect_data
 from ray_jobs.cluster import connect
 from ray_jobs.image_sets import ImageSetConfig
 from ray_jobs.recipes import read_recipe
-from ray_jobs.reports import read_report
-from ray_jobs.wording import show
+from ray_jobs.reports.stored import read_report
+from ray_jobs.reports.wording import show
 from storage.blobs import open_blobs
 from storage.commit import is_committed, read_manifest
 

@@ -20,8 +20,8 @@ from protection.audit.scores import STARTS, estimate, transfer_gain
 from ray_jobs import audit_model, pretrain, protect_model
 from ray_jobs.domains import DomainConfig
 from ray_jobs.recipes import read_recipe
-from ray_jobs.reports import read_report
-from ray_jobs.wording import show
+from ray_jobs.reports.stored import read_report
+from ray_jobs.reports.wording import show
 from storage.commit import is_committed
 
 

@@ -15,11 +15,11 @@ from protection.audit.scores import STARTS
 from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.seeds import derive_seed
-from ray_jobs.audit_report import AttackResult
 from ray_jobs.cells import open_once
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.model_files import ModelDescription, model_from, new_model
 from ray_jobs.reporting import Row
+from ray_jobs.reports.model_report import AttackResult
 
 # File systems take 255 bytes; start, seed and the like come to the name of an attack.
 _LONGEST_NAME: Final = 160

@@ -14,8 +14,6 @@ from protection.models import ModelConfig
 from protection.training import TrainingConfig, start_training
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
-from ray_jobs.curves import peaks
-from ray_jobs.data_report import Curves, build_report, claims
 from ray_jobs.detection import detect_protected
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
@@ -23,7 +21,9 @@ from ray_jobs.lineage import parent
 from ray_jobs.model_files import new_model
 from ray_jobs.protected_datasets import find_protected
 from ray_jobs.reporting import Row
-from ray_jobs.reports import commit_report
+from ray_jobs.reports.curves import peaks
+from ray_jobs.reports.data_report import Curves, build_report, claims
+from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
 from storage.datasets import ImageDataset
 

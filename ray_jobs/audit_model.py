@@ -25,14 +25,14 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
-from ray_jobs.audit_report import build_report
 from ray_jobs.cells import require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import describe, model_from
-from ray_jobs.reports import commit_report
+from ray_jobs.reports.model_report import build_report
+from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
 from storage.commit import read_manifest
 from storage.location import parse_location

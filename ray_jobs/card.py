@@ -6,10 +6,10 @@ It says what was measured and against what, and claims nothing beyond.
 from dataclasses import dataclass
 from typing import Final
 
-from ray_jobs.markdown import not_tested, scores_table
-from ray_jobs.reports import StoredReport, read_report
-from ray_jobs.reproduction import command, identities, subject, versions
-from ray_jobs.wording import escaped, markdown_table
+from ray_jobs.reports.markdown import not_tested, scores_table
+from ray_jobs.reports.reproduction import command, identities, subject, versions
+from ray_jobs.reports.stored import StoredReport, read_report
+from ray_jobs.reports.wording import escaped, markdown_table
 
 _NUM_LINES: Final = 5
 

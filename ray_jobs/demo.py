@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from ray_jobs import audit_data, audit_model, pretrain, protect_data, protect_model
 from ray_jobs.preview import PREVIEW_PART
 from ray_jobs.recipes import read_recipe
-from ray_jobs.reports import MARKDOWN_PART, PAGE_PART
+from ray_jobs.reports.stored import MARKDOWN_PART, PAGE_PART
 from storage.commit import read_part
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, open_set
 from ray_jobs.preview import PREVIEW_PART
-from ray_jobs.reports import read_report
+from ray_jobs.reports.stored import read_report
 from storage.commit import commit, read_manifest, read_part
 from tests.ray_jobs.conftest import TINY
 from tests.storage.image_files import parquet_bytes, to_bytes

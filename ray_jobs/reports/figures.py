@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.optimize import isotonic_regression
 
-from ray_jobs.views import Chart
+from ray_jobs.reports.views import Chart
 
 # Matplotlib knows no variables: it draws in colours that stand for them.
 _VARIABLES: Final = {

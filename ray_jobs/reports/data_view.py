@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ray_jobs.heat_maps import accuracy_maps
 from ray_jobs.reporting import percent
-from ray_jobs.views import Chart, Line, Score, Table, View, chart_series
-from ray_jobs.wording import count, list_seeds, mean_over, points, show_noise, show_stored
+from ray_jobs.reports.heat_maps import accuracy_maps
+from ray_jobs.reports.views import Chart, Line, Score, Table, View, chart_series
+from ray_jobs.reports.wording import count, list_seeds, mean_over, points, show_noise, show_stored
 
 _NUM_CHARTS: Final = 7
 

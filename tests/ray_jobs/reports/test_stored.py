@@ -10,12 +10,12 @@ from ray_jobs.audit_data import AuditData
 from ray_jobs.card import Card, run
 from ray_jobs.cli import main, parse
 from ray_jobs.errors import UsageError
-from ray_jobs.reports import commit_report, read_report
-from ray_jobs.reproduction import recipe_yaml, subject
+from ray_jobs.reports.reproduction import recipe_yaml, subject
+from ray_jobs.reports.stored import commit_report, read_report
 from ray_jobs.runs import find_run
 from storage.commit import commit, read_manifest, read_part
 from storage.errors import NotCommittedError
-from tests.ray_jobs.audits import RUN, curve, data_report_of, two_attacks
+from tests.ray_jobs.reports.audits import RUN, curve, data_report_of, two_attacks
 from tests.ray_jobs.test_audit_data import a_job
 
 PARENTS = {"protected": "/home/somebody/secret/digits/protected", "protected_commit": "0f" * 16}

@@ -8,9 +8,9 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from ray_jobs.figures import STYLES, accuracy_chart
-from ray_jobs.reproduction import command, origins, recipe_yaml, subject, versions
-from ray_jobs.views import View
+from ray_jobs.reports.figures import STYLES, accuracy_chart
+from ray_jobs.reports.reproduction import command, origins, recipe_yaml, subject, versions
+from ray_jobs.reports.views import View
 
 _NEGATIVE: Final = re.compile(r"(?<![\w.])-(?=\d)")
 
@@ -24,7 +24,7 @@ def to_html(view: View, run: Mapping[str, Any], *, picture: bytes | None = None)
         picture: PNG file of protected images.
     """
     templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("ray_jobs"),
+        loader=jinja2.PackageLoader("ray_jobs.reports"),
         autoescape=True,  # names of classes, attacks and files are whatever their authors wrote
         undefined=jinja2.StrictUndefined,
     )

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ray_jobs.audit_report import BENIGN
-from ray_jobs.markdown import to_markdown
-from ray_jobs.model_view import model_view
-from tests.ray_jobs.audits import attack, curve, model_report, two_attacks
+from ray_jobs.reports.markdown import to_markdown
+from ray_jobs.reports.model_report import BENIGN
+from ray_jobs.reports.model_view import model_view
+from tests.ray_jobs.reports.audits import attack, curve, model_report, two_attacks
 
 
 def test_report_leads_with_the_worst_attack_and_says_that_the_protection_did_not_hold() -> None:

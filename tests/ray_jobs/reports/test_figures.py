@@ -7,8 +7,8 @@ import sys
 import matplotlib as mpl
 import pytest
 
-from ray_jobs.figures import accuracy_chart, describe
-from ray_jobs.views import Chart, Series
+from ray_jobs.reports.figures import accuracy_chart, describe
+from ray_jobs.reports.views import Chart, Series
 from tests.ray_jobs.conftest import ROOT
 
 CHART = Chart(
@@ -29,7 +29,8 @@ def draw(chart: Chart = CHART, *, is_large: bool = True) -> str:
 def test_equal_numbers_give_equal_bytes_in_another_process_too() -> None:
     assert draw() == draw()
     code = (
-        "from ray_jobs.figures import accuracy_chart; from ray_jobs.views import Chart, Series\n"
+        "from ray_jobs.reports.figures import accuracy_chart\n"
+        "from ray_jobs.reports.views import Chart, Series\n"
         f"for is_large in (True, False): print(accuracy_chart({CHART!r}, name='chart-0', "
         "is_large=is_large))"
     )

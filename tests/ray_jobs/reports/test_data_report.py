@@ -5,10 +5,10 @@ import json
 import pytest
 
 from protection.audit.countermeasures import COUNTERMEASURES
-from ray_jobs.data_report import claims
-from ray_jobs.data_view import data_view
-from ray_jobs.markdown import to_markdown
-from tests.ray_jobs.audits import DATASET, DETECTION, curve, data_report_of
+from ray_jobs.reports.data_report import claims
+from ray_jobs.reports.data_view import data_view
+from ray_jobs.reports.markdown import to_markdown
+from tests.ray_jobs.reports.audits import DATASET, DETECTION, curve, data_report_of
 
 CURVES = {
     "timm/small": {

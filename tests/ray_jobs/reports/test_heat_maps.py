@@ -1,6 +1,6 @@
-from ray_jobs.heat_maps import accuracy_maps, gain_maps
-from ray_jobs.views import HeatCell
-from tests.ray_jobs.audits import attack, curve, data_report_of, model_report
+from ray_jobs.reports.heat_maps import accuracy_maps, gain_maps
+from ray_jobs.reports.views import HeatCell
+from tests.ray_jobs.reports.audits import attack, curve, data_report_of, model_report
 
 
 def gains(*cells: tuple[str, dict[str, object], float]) -> list[dict[str, object]]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from protection.audit.scores import STARTS, Cost, Estimate
-from ray_jobs.audit_report import cheapness
-from ray_jobs.heat_maps import gain_maps
 from ray_jobs.reporting import percent
-from ray_jobs.views import Chart, Line, Score, Table, View, chart_series
-from ray_jobs.wording import (
+from ray_jobs.reports.heat_maps import gain_maps
+from ray_jobs.reports.model_report import cheapness
+from ray_jobs.reports.views import Chart, Line, Score, Table, View, chart_series
+from ray_jobs.reports.wording import (
     count,
     list_seeds,
     mean_over,

@@ -9,8 +9,8 @@ from typing import Any, Final, TypedDict
 from protection.audit.countermeasures import COUNTERMEASURES
 from protection.audit.detectability import Detection
 from protection.audit.scores import accuracy_cost, is_clear
-from ray_jobs.curves import measured, peaks, require_curves
 from ray_jobs.reporting import Row
+from ray_jobs.reports.curves import measured, peaks, require_curves
 
 DATA_AUDIT: Final = "data-audit"
 

@@ -1,7 +1,7 @@
 """A report as Markdown: whole for a terminal, in short for a model or dataset card."""
 
-from ray_jobs.views import View
-from ray_jobs.wording import escaped, markdown_table
+from ray_jobs.reports.views import View
+from ray_jobs.reports.wording import escaped, markdown_table
 
 
 def to_markdown(view: View) -> str:

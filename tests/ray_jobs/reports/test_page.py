@@ -9,15 +9,22 @@ from pathlib import PurePath
 
 import pytest
 
-from ray_jobs.data_view import data_view
-from ray_jobs.model_view import model_view
-from ray_jobs.page import to_html
-from ray_jobs.views import View
-from tests.ray_jobs.audits import RUN, attack, curve, data_report_of, model_report, two_attacks
+from ray_jobs.reports.data_view import data_view
+from ray_jobs.reports.model_view import model_view
+from ray_jobs.reports.page import to_html
+from ray_jobs.reports.views import View
 from tests.ray_jobs.conftest import ROOT
+from tests.ray_jobs.reports.audits import (
+    RUN,
+    attack,
+    curve,
+    data_report_of,
+    model_report,
+    two_attacks,
+)
 
 VOID = {"meta", "link", "img", "br"}
-TEMPLATES = ROOT / "ray_jobs" / "templates"
+TEMPLATES = ROOT / "ray_jobs/reports/templates"
 HOSTILE = "<script>alert('x')</script> & \"co\""
 
 
@@ -195,7 +202,7 @@ def test_text_has_contrast_and_worse_cells_stand_out_more_in_grey(is_dark: bool)
 
 def test_templates_are_installed() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    patterns = config["tool"]["setuptools"]["package-data"]["ray_jobs"]
-    files = [PurePath(path).relative_to(ROOT / "ray_jobs") for path in TEMPLATES.iterdir()]
+    patterns = config["tool"]["setuptools"]["package-data"]["ray_jobs.reports"]
+    files = [PurePath(path).relative_to(TEMPLATES.parent) for path in TEMPLATES.iterdir()]
     assert len(files) == 3
     assert all(any(file.match(pattern) for pattern in patterns) for file in files)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from protection.audit.detectability import Detection
-from ray_jobs import audit_report, data_report
-from ray_jobs.audit_report import BENIGN, RESTRICTED, AttackResult
-from ray_jobs.data_report import Curves
 from ray_jobs.reporting import Row
+from ray_jobs.reports import data_report
+from ray_jobs.reports.data_report import Curves
+from ray_jobs.reports.model_report import BENIGN, RESTRICTED, AttackResult, build_report
 
 Trainings = Sequence[Sequence[Row]]
 
@@ -68,7 +68,7 @@ def attack(
 def model_report(
     *results: AttackResult, not_tested: Sequence[str] = ("LoRA",), seeds: Sequence[int] = (0, 1)
 ) -> dict[str, Any]:
-    report = audit_report.build_report(
+    report = build_report(
         results,
         original={"protected": 0.93, "unprotected": 0.95},
         epochs=2,

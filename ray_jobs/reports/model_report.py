@@ -15,8 +15,8 @@ from protection.audit.scores import (
     trainability,
     transfer_gain,
 )
-from ray_jobs.curves import accuracies, finals, measured, require_curves
 from ray_jobs.reporting import Row
+from ray_jobs.reports.curves import accuracies, finals, measured, require_curves
 
 MODEL_AUDIT: Final = "model-audit"
 RESTRICTED: Final = "restricted"

@@ -5,15 +5,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ray_jobs.audit_report import MODEL_AUDIT
-from ray_jobs.data_report import DATA_AUDIT
-from ray_jobs.data_view import data_view
 from ray_jobs.errors import UsageError
-from ray_jobs.markdown import to_markdown
-from ray_jobs.model_view import model_view
-from ray_jobs.reproduction import run_facts
+from ray_jobs.reports.data_report import DATA_AUDIT
+from ray_jobs.reports.data_view import data_view
+from ray_jobs.reports.markdown import to_markdown
+from ray_jobs.reports.model_report import MODEL_AUDIT
+from ray_jobs.reports.model_view import model_view
+from ray_jobs.reports.reproduction import run_facts
+from ray_jobs.reports.views import View
 from ray_jobs.runs import Run, provenance
-from ray_jobs.views import View
 from storage.commit import commit, read_manifest, read_part
 from storage.location import parse_location
 from storage.manifest import Manifest
@@ -50,7 +50,7 @@ def commit_report(
         picture: PNG file for the page.
     """
     # Here: the workers of an audit import this module, too, and draw nothing.
-    from ray_jobs.page import to_html
+    from ray_jobs.reports.page import to_html
 
     report = {"version": VERSION, **report, "run": run_facts(this_run, parents)}
     view = VIEWS[report["format"]](report)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from protection.audit.countermeasures import COUNTERMEASURES
-from ray_jobs.views import HeatCell, HeatMap
-from ray_jobs.wording import points
+from ray_jobs.reports.views import HeatCell, HeatMap
+from ray_jobs.reports.wording import points
 
 # Gain above which a cell is of the next level. The same in every report, so that two compare.
 _GAIN_STEPS: Final = (0, 0.02, 0.05, 0.10, 0.20)

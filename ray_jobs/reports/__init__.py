@@ -1,0 +1,1 @@
+"""What an audit says: stored as JSON, and shown as Markdown, as a page and as a card."""
