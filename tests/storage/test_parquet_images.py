@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +70,9 @@ def test_file_folder_and_pattern_are_opened(location: Location) -> None:
         assert len(open_dataset(str(location / name), image_size=4)) == num_images
 
 
-def test_committed_dataset_is_opened_and_checked(location: Location) -> None:
+def test_committed_dataset_is_opened_and_checked(
+    location: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = {
         "b.parquet": parquet_bytes(pngs(4)[2:], [0, 1], index=[7, 5]),
         "a.parquet": parquet_bytes(pngs(2), [0, 1], index=[3, 2]),
@@ -86,6 +89,7 @@ def test_committed_dataset_is_opened_and_checked(location: Location) -> None:
     flipped = bytearray(parts["a.parquet"])
     flipped[len(flipped) // 2] ^= 1
     open_blobs(location).put(path, bytes(flipped))
+    monkeypatch.setenv("RINGFENCE_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DigestMismatchError, match=path):
         open_dataset(str(location), image_size=4)
 
