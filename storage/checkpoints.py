@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from storage.blobs import open_blobs
-from storage.commit import read_part
+from storage.cache import read_cached_part
 from storage.errors import CheckpointError
 from storage.location import parse_location
 
@@ -75,7 +75,8 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         source: a committed location with a part ``model.safetensors``, which is checked against
-            its manifest, or the path or S3 address of one ``.safetensors`` file.
+            its manifest and kept on this machine, see :mod:`storage.cache`; or the path or S3
+            address of one ``.safetensors`` file.
 
     Raises:
         CheckpointError: it is a pickle, or no complete safetensors file.
@@ -92,7 +93,7 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             " it; expected .safetensors (convert with safetensors.torch.save_file)"
         )
     else:
-        data = read_part(location, WEIGHTS_NAME)
+        data = read_cached_part(location, WEIGHTS_NAME)
     return tensors_from_bytes(data, source=str(location))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from storage.blobs import BlobStore, open_blobs
+from storage.cache import CachedParts
 from storage.commit import check_part, read_manifest
 from storage.errors import DatasetError
 from storage.image_sources import FolderImages, ImageSource
@@ -94,10 +95,13 @@ def _committed(location: Location, blobs: BlobStore, *, cache_bytes: int) -> Par
             f"{location} is a committed {manifest.kind} with the parts"
             f" {', '.join(sorted(manifest.parts)) or '(none)'}; expected *.parquet among them"
         )
+    paths = [manifest.parts[name].path for name in names]
+    if not location.is_local:
+        files = CachedParts(location, manifest, names, blobs=blobs)
+        return ParquetImages(location, files, paths, cache_bytes=cache_bytes)
     # Rows are read piece by piece later on, so this is the moment to check the whole.
     for name in names:
         check_part(location, name, manifest=manifest)
-    paths = [manifest.parts[name].path for name in names]
     return ParquetImages(location, blobs, paths, cache_bytes=cache_bytes)
 
 

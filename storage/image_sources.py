@@ -43,6 +43,9 @@ class ImageSource(Protocol):
     def index(self) -> Tensor:
         """``(N,)`` int64: the number that binds each image to the one it was made from."""
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Begin to fetch what reading the images ``rows`` will need, where that pays; a hint."""
+
     def encoded(self, row: int) -> bytes | memoryview:
         """The bytes that define image ``row``, as they are stored."""
 
@@ -107,6 +110,9 @@ class FolderImages:
         counts = [len(images[folder]) for folder in self.class_names]
         self.labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         self.index = torch.arange(len(self._names))
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """See :meth:`ImageSource.prefetch`; does nothing, each image is a file of its own."""
 
     def encoded(self, row: int) -> bytes:
         """See :meth:`ImageSource.encoded`."""

@@ -43,6 +43,9 @@ class PillowImages:
         self.class_names = class_names
         self.index = torch.arange(len(labels))
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """See :meth:`ImageSource.prefetch`; does nothing, the images are there."""
+
     def encoded(self, row: int) -> bytes:
         """The decoded pixels with their mode and size: there is no encoded form."""
         image = self._load(row)

@@ -1,14 +1,12 @@
 """Labelled images in Parquet files, in the layout that Hugging Face ``datasets`` writes.
 
-Guarantee: labels are read and checked at once, everything else one row group at a time and only
-when asked for, so opening a dataset costs little however large it is. Images are fastest read in
-row order: where the encoded images exceed ``cache_bytes``, rows far apart each cost the reading of
-a whole row group.
+Guarantee: labels are read and checked at once, everything else one row group at a time, when it is
+asked for or soon will be, so opening a dataset costs little however large it is. Images are fastest
+read in row order: where the encoded images exceed ``cache_bytes``, rows far apart each cost the
+reading of a whole row group.
 """
 
-import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -18,62 +16,69 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from storage.blobs import BlobStore
 from storage.errors import DatasetError
 from storage.image_decoding import Pixels, decode_image
 from storage.image_sources import check_labels
 from storage.location import Location
 from storage.original_images import original_from_bytes
 from storage.parquet_columns import common_columns
-from storage.parquet_files import read_file
+from storage.parquet_files import Opener, open_files
+from storage.parquet_groups import RowGroups
+from storage.parquet_labels import read_labels
 
 
 class ParquetImages:
     """The rows of some Parquet files, one file after the other."""
 
     def __init__(
-        self, location: Location, blobs: BlobStore, names: Sequence[str], *, cache_bytes: int
+        self, location: Location, files: Opener, names: Sequence[str], *, cache_bytes: int
     ) -> None:
         """Read the labels of all files.
 
         Args:
-            location: where the files are.
-            blobs: the blobs of ``location``.
+            location: where the files are; only named in errors.
+            files: what opens them, for example the blobs of ``location``.
             names: at least one file, in the order their rows are to have.
             cache_bytes: the most to keep of what was read.
 
         Raises:
             DatasetError: a file is no Parquet, lacks the columns, or has a wrong label.
         """
-        self._cache_bytes = cache_bytes
-        self._kept: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
-        self._kept_bytes = 0
-        self._lock = threading.Lock()
-        self._files = [read_file(location, blobs, name) for name in names]
-        self._first_rows = _starts([len(file.labels) for file in self._files])
-        self._groups = [
+        self._files = open_files(location, files, names)
+        rows = read_labels(self._files)
+        self._first_rows = _starts([len(found.labels) for found in rows])
+        self._places = [
             (file, group) for file in self._files for group in range(file.metadata.num_row_groups)
         ]
         self._group_first_rows = _starts(
-            [file.metadata.row_group(group).num_rows for file, group in self._groups]
+            [file.metadata.row_group(group).num_rows for file, group in self._places]
         )
-        labels = np.concatenate([file.labels for file in self._files])
+        self._groups = RowGroups(self._places, cache_bytes=cache_bytes)
+        labels = np.concatenate([found.labels for found in rows])
         self.class_names = check_labels(labels, self._class_names(), name=self._row_name)
         self.labels = torch.from_numpy(labels)
         self.index = torch.from_numpy(
             np.concatenate(
                 [
-                    first + np.arange(len(file.labels)) if file.index is None else file.index
-                    for first, file in zip(self._first_rows, self._files, strict=True)
+                    first + np.arange(len(found.labels)) if found.index is None else found.index
+                    for first, found in zip(self._first_rows, rows, strict=True)
                 ]
             )
+        )
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """See :meth:`ImageSource.prefetch`."""
+        numbers = np.searchsorted(self._group_first_rows, rows, side="right") - 1
+        self._groups.prefetch(
+            (number, (self._places[number][0].columns.image,))
+            for number in dict.fromkeys(numbers.tolist())
         )
 
     def encoded(self, row: int) -> memoryview:
         """See :meth:`ImageSource.encoded`; a view of Arrow's memory, not a copy."""
         number, place = self._find(row)
-        image = self._groups[number][0].columns.image
-        data = self._read(number, (image,)).column(0)[place].as_buffer()
+        image = self._places[number][0].columns.image
+        data = self._groups.get(number, (image,)).column(0)[place].as_buffer()
         if data is None:
             raise DatasetError(
                 f"{self._row_name(row)} has no image bytes; expected the encoded image in the file"
@@ -92,10 +97,10 @@ class ParquetImages:
     def path(self, row: int) -> str | None:
         """See :meth:`ImageSource.path`."""
         number, place = self._find(row)
-        path = self._groups[number][0].columns.path
+        path = self._places[number][0].columns.path
         if path is None:
             return None
-        value: str | None = self._read(number, (path,)).column(0)[place].as_py()
+        value: str | None = self._groups.get(number, (path,)).column(0)[place].as_py()
         return value
 
     def columns(self, rows: Sequence[int]) -> pa.Table | None:
@@ -104,10 +109,11 @@ class ParquetImages:
         if not schema.names:
             return None
         numbers, places = np.array([self._find(row) for row in rows], np.int64).reshape(-1, 2).T
+        needed, names = np.unique(numbers).tolist(), tuple(schema.names)
+        self._groups.prefetch((number, names) for number in needed)
         # Each row group is read once; the last step puts the rows back in the order given.
         pieces = [
-            self._read(number, tuple(schema.names)).take(places[numbers == number])
-            for number in np.unique(numbers).tolist()
+            self._groups.get(number, names).take(places[numbers == number]) for number in needed
         ]
         order = np.argsort(np.argsort(numbers, kind="stable"))
         table = pa.concat_tables(pieces).take(order) if pieces else schema.empty_table()
@@ -116,20 +122,6 @@ class ParquetImages:
     @cached_property
     def _carried(self) -> pa.Schema:
         return common_columns([(file.where, file.columns.carried) for file in self._files])
-
-    def _read(self, number: int, columns: tuple[str, ...]) -> pa.Table:
-        """Some columns of row group ``number``, read at most once while there is room."""
-        with self._lock:
-            key = number, columns
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            file, group = self._groups[number]
-            table = self._kept[key] = file.read_group(group, columns)
-            self._kept_bytes += table.nbytes
-            while self._kept_bytes > self._cache_bytes and len(self._kept) > 1:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-            return table
 
     def _find(self, row: int) -> tuple[int, int]:
         """Number of the row group that holds ``row``, and its place inside."""

@@ -5,6 +5,8 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -16,6 +18,15 @@ from protection.models import Classifier
 # A slow machine is no failure.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of what tests download is left in the developer's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RINGFENCE_CACHE", str(tmp_path_factory.mktemp("parts")))
+        patch.delenv("RINGFENCE_CACHE_BYTES", raising=False)
+        yield
 
 
 @pytest.fixture

@@ -1,19 +1,24 @@
 import io
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from storage.blobs import open_blobs
 from storage.commit import commit, read_manifest
 from storage.datasets import open_dataset
-from storage.errors import DatasetError, DigestMismatchError
+from storage.errors import BlobMissingError, DatasetError, DigestMismatchError
 from storage.image_dataset import ImageDataset
 from storage.location import Location
 from tests.storage.image_files import parquet_bytes, picture, pixels_of, pngs
+from tests.storage.s3_requests import downloads, recorded_requests
 
 
 def opened(location: Location, **files: bytes) -> ImageDataset:
@@ -65,7 +70,9 @@ def test_file_folder_and_pattern_are_opened(location: Location) -> None:
         assert len(open_dataset(str(location / name), image_size=4)) == num_images
 
 
-def test_committed_dataset_is_opened_and_checked(location: Location) -> None:
+def test_committed_dataset_is_opened_and_checked(
+    location: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = {
         "b.parquet": parquet_bytes(pngs(4)[2:], [0, 1], index=[7, 5]),
         "a.parquet": parquet_bytes(pngs(2), [0, 1], index=[3, 2]),
@@ -82,6 +89,7 @@ def test_committed_dataset_is_opened_and_checked(location: Location) -> None:
     flipped = bytearray(parts["a.parquet"])
     flipped[len(flipped) // 2] ^= 1
     open_blobs(location).put(path, bytes(flipped))
+    monkeypatch.setenv("RINGFENCE_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DigestMismatchError, match=path):
         open_dataset(str(location), image_size=4)
 
@@ -97,7 +105,62 @@ def test_row_groups_are_forgotten_when_memory_is_short(tmp_path_location: Locati
     dataset = open_dataset(str(tmp_path_location), image_size=4, cache_bytes=0)
     for order in ([11, 0, 5], [5, 11, 0], list(range(12))):
         assert torch.equal(dataset.read(order), expected_pixels(order))
-    assert len(dataset._source._kept) == 1  # type: ignore[attr-defined]
+    assert len(dataset._source._groups._kept) == 1  # type: ignore[attr-defined]
+
+
+ORDERS = st.lists(st.lists(st.integers(0, 11), max_size=14), max_size=6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(orders=ORDERS, hints=ORDERS, cache_bytes=st.sampled_from([0, 300, 600, 2**20]))
+def test_images_are_the_same_in_any_order_with_any_hint_and_any_memory(
+    tmp_path_location: Location, orders: list[list[int]], hints: list[list[int]], cache_bytes: int
+) -> None:
+    blobs = open_blobs(tmp_path_location)
+    if not blobs.list():
+        for name, numbers in (("a", slice(0, 5)), ("b", slice(5, 12))):
+            images = pngs(12)[numbers]
+            blobs.put(
+                f"{name}.parquet", parquet_bytes(images, [0, 1, 0, 1, 0, 1, 0][: len(images)])
+            )
+    dataset = open_dataset(str(tmp_path_location), image_size=4, cache_bytes=cache_bytes)
+    for order, hint in zip_longest(orders, hints, fillvalue=[]):
+        dataset.prefetch(hint)
+        assert torch.equal(dataset.read(order), expected_pixels([*order, 0])[: len(order)])
+
+
+@pytest.mark.s3
+def test_s3_is_asked_once_for_each_row_group(s3_location: Location) -> None:
+    blobs = open_blobs(s3_location)
+    blobs.put("a.parquet", parquet_bytes(pngs(12), [0, 1] * 6))
+    blobs.put("b.parquet", parquet_bytes(pngs(12)[:6], [0, 1] * 3))
+    with recorded_requests() as requests:
+        dataset = open_dataset(str(s3_location), image_size=4)
+        # The footer, and the labels of each row group.
+        assert sorted(downloads(requests)) == ["a.parquet"] * 5 + ["b.parquet"] * 3
+        requests.clear()
+        for row in range(18):
+            dataset.read([row])
+        assert sorted(downloads(requests)) == ["a.parquet"] * 4 + ["b.parquet"] * 2
+        is_listing = [request for request in requests if not request.range]
+        assert len(is_listing) <= 6  # one for each thread that reads a file, at most
+        requests.clear()
+        dataset.read(range(18))
+        assert not requests
+
+
+@pytest.mark.s3
+def test_vanished_file_is_named_where_its_images_are_read(s3_location: Location) -> None:
+    blobs = open_blobs(s3_location)
+    for name in ("a", "b"):
+        blobs.put(f"{name}.parquet", parquet_bytes(pngs(3), [0, 1, 0]))
+    dataset = open_dataset(str(s3_location), image_size=4)
+    blobs.delete("b.parquet")
+    dataset.prefetch(range(6))
+    assert torch.equal(dataset.read([2, 0]), expected_pixels([2, 0]))
+    for _ in range(2):
+        with pytest.raises(BlobMissingError, match=r"b\.parquet.* does not exist"):
+            dataset.read([4])
 
 
 def test_class_without_images_keeps_its_number(tmp_path_location: Location) -> None:
