@@ -15,7 +15,17 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from ray_jobs import audit_data, audit_model, demo, pretrain, protect_data, protect_model, verify
+from ray_jobs import (
+    audit_data,
+    audit_model,
+    demo,
+    pretrain,
+    protect_data,
+    protect_model,
+    sweep,
+    sweep_recipe,
+    verify,
+)
 from ray_jobs.errors import JobError
 from storage.errors import StorageError, UnavailableError
 
@@ -34,6 +44,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "protect-data": Command(protect_data.ProtectData, protect_data.run),
     "verify": Command(verify.Verify, verify.run),
     "audit-data": Command(audit_data.AuditData, audit_data.run),
+    "sweep": Command(sweep_recipe.Sweep, sweep.run),
     "demo": Command(demo.Demo, demo.run),
 }
 
