@@ -55,7 +55,7 @@ class SweepProgress(tune.Callback):
         )
         if trial.state == RUNNING:
             seconds = {"total": time.time() - trial.began}
-            error = "its process was lost" if otherwise == FAILED else None
+            error = _last_line(tune_trial.get_error() or "") if otherwise == FAILED else None
             trial = dataclasses.replace(trial, state=otherwise, error=error, seconds=seconds)
             write_trial(self._state, trial)
             records[trial.trial_id] = trial
@@ -77,3 +77,8 @@ class SweepProgress(tune.Callback):
         if trial.state == FINISHED:
             return " ".join(f"{name} {percent(trial.metrics[name])}" for name in self._shown)
         return trial.state if trial.error is None else f"{trial.state} ({trial.error})"
+
+
+def _last_line(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1] if lines else "its process was lost"

@@ -18,7 +18,7 @@ FINISHED: Final = "finished"
 STOPPED: Final = "stopped"
 FAILED: Final = "failed"
 
-# Of a trial that was stopped before it was measured: worse than any that was.
+# Score, to the search, of a trial that was stopped or failed: worse than any that was measured.
 UNMEASURED: Final = 2.0
 
 _FOLDER: Final = "trials/"

@@ -9,7 +9,6 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
@@ -76,8 +75,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """Return ``recipe`` with its fields at the paths ``values`` set to them.
 
     Raises:
-        UsageError: a path names no field.
-        ArgumentError, ValueError: the recipe refuses a value.
+        UsageError: a path names no field, or a value is of another type than its field.
+        ValueError: the recipe refuses a value.
     """
     plain = to_plain(recipe)
     for path, value in values.items():
@@ -119,9 +118,7 @@ def check_space(recipe: Any, space: Space) -> None:
         for value in ends(field, domain):
             try:
                 with_values(recipe, {field: value})
-            except UsageError as error:
-                raise UsageError(f"space: {error}") from error
-            except (ArgumentError, ValueError) as error:
+            except ValueError as error:
                 raise UsageError(
                     f"space has {field} = {value!r}, which the recipe refuses: {error}"
                 ) from error

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from jsonargparse import ArgumentError
 from ray import tune
 
 from ray_jobs.cluster import connect
@@ -56,26 +55,31 @@ class Plan(NamedTuple):
 
 
 def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
-    """Run one trial in Ray Tune's process, and report its metrics there.
+    """Run one trial in Ray Tune's process, keep its record, and report its metrics there.
 
-    Raises:
-        JobError, ValueError, StorageError: it failed; its record says why.
+    One that fails says so in its record, and to Tune that it is worse than any: an exception would
+    make Tune try again, which is for processes that were lost.
     """
     trial_id = tune.get_context().get_trial_id()
-    known = {trial.trial_id: trial for trial in read_trials(plan.state)}.get(trial_id)
-    if known is not None and known.state == FAILED:
-        raise JobError(str(known.error))  # Tune tries again, which is for lost processes
-    fields = {name: getattr(value, "item", lambda v=value: v)() for name, value in sampled.items()}
-    trial = known or Trial(trial_id=trial_id, state=RUNNING, fields=fields, began=time.time())
-    write_trial(plan.state, trial)
-    try:
-        trial = carry_out(plan, trial)
-    except (JobError, ArgumentError, ValueError, StorageError) as error:
-        write_trial(plan.state, dataclasses.replace(trial, state=FAILED, error=str(error)))
-        raise
-    write_trial(plan.state, trial)
-    shown = {name: trial.metrics[name] for name in SWEPT_JOBS[plan.job].shown}
-    tune.report({SCORE: trial.score, **shown})
+    trial = {trial.trial_id: trial for trial in read_trials(plan.state)}.get(trial_id)
+    if trial is None:
+        # Samplers draw numbers of numpy, which JSON does not have.
+        fields = {name: getattr(v, "item", lambda v=v: v)() for name, v in sampled.items()}
+        trial = Trial(trial_id=trial_id, state=RUNNING, fields=fields, began=time.time())
+        write_trial(plan.state, trial)
+    # Another state: the driver died before Tune had heard of it.
+    if trial.state == RUNNING:
+        try:
+            trial = carry_out(plan, trial)
+        except (JobError, ValueError, StorageError) as error:
+            seconds = {"total": time.time() - trial.began}
+            trial = dataclasses.replace(trial, state=FAILED, error=str(error), seconds=seconds)
+        write_trial(plan.state, trial)
+    shown = SWEPT_JOBS[plan.job].shown
+    if trial.state == FINISHED:
+        tune.report({SCORE: trial.score, **{name: trial.metrics[name] for name in shown}})
+    else:
+        tune.report({SCORE: UNMEASURED, **dict.fromkeys(shown, 1.0)})
 
 
 def carry_out(plan: Plan, trial: Trial) -> Trial:
