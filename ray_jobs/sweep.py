@@ -4,6 +4,8 @@ What is best is decided on validation images. Only what was picked is audited on
 """
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,14 @@ from ray_jobs.sweep_progress import SweepProgress
 from ray_jobs.sweep_recipe import Sweep
 from ray_jobs.sweep_records import FINISHED, Trial, ranked, read_trials
 from ray_jobs.sweep_report import commit_sweep
-from ray_jobs.sweep_space import Space, as_text, check_space, find_space, with_values
+from ray_jobs.sweep_space import Space, as_grid, as_text, check_space, ends, find_space, with_values
 from ray_jobs.sweep_trials import SCORE, Plan, run_trial
 from ray_jobs.swept_jobs import SWEPT_JOBS, Judge
-from ray_jobs.tuning import concurrent_trials, early_stopping, run_trials, searcher
+from ray_jobs.tuning import concurrent_trials, early_stopping, has_begun, run_trials, searcher
+from storage.blobs import open_blobs
 from storage.commit import is_committed
 
+_CONCURRENT: Final = "concurrent.json"
 # The job that audits what a job makes.
 _AUDITS: Final[dict[str, Callable[[Any], str]]] = {
     "protect-model": audit_model.run,
@@ -67,8 +71,9 @@ def run(job: Sweep) -> str:
     opened = _open(job)
     this_run = find_run(_whole(job, opened), verb="sweep")
     connect(opened.base.cluster)
-    concurrent = _concurrent(job, opened.base.cluster)
+    concurrent = _concurrent(job, opened.base.cluster, this_run)
     begin(this_run)
+    open_blobs(this_run.state).put(_CONCURRENT, json.dumps(concurrent).encode())
     _run_trials(job, opened, this_run, concurrent)
     trials = ranked(read_trials(this_run.state))
     if not trials or trials[0].state != FINISHED:
@@ -91,10 +96,7 @@ def _open(job: Sweep) -> _Opened:
         if name in space:
             raise UsageError(f"fixed has {name}, which space {job.space} sets; expected it in one")
     check_space(base, space)
-    _, param_space = searcher(job.search, space, metrics=[SCORE], num_trials=1, seed=job.seed)
-    num_trials = job.trials or 1
-    for values in param_space.values() if job.search == "grid" else ():
-        num_trials *= len(values["grid_search"])
+    num_trials = job.trials or math.prod(len(ends(name, space[name])) for name in as_grid(space))
     audit = None
     if job.audit is not None:
         audit = read_recipe(Path(job.audit), _AUDIT_RECIPES[job.job])
@@ -118,9 +120,22 @@ def _whole(job: Sweep, opened: _Opened) -> _WholeSweep:
     )
 
 
-def _concurrent(job: Sweep, cluster: ClusterConfig) -> int:
+def _concurrent(job: Sweep, cluster: ClusterConfig, this_run: Run) -> int:
+    """Trials at a time: as many as there is room for, or as this sweep began with.
+
+    More than there is room for would wait for each other's workers.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     room = concurrent_trials(nodes, cluster)
+    kept = open_blobs(this_run.state)
+    if has_begun(this_run.state):
+        concurrent: int = json.loads(kept.get(_CONCURRENT))
+        if concurrent > room:
+            raise UsageError(
+                f"the sweep began with {concurrent} trials at a time, but the cluster has room for "
+                f"{room}; expected a cluster like the one it began on (or remove {this_run.state})"
+            )
+        return concurrent
     return min(room, job.max_concurrent_trials or room)
 
 
@@ -132,7 +147,12 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
     plan = Plan(job.job, opened.base, this_run.output, this_run.state, judge, bool(num_steps))
     metrics = ["drop", "gain"] if job.objective == "pareto" else [SCORE]
     search, param_space = searcher(
-        job.search, opened.space, metrics=metrics, num_trials=opened.num_trials, seed=job.seed
+        job.search,
+        opened.space,
+        metrics=metrics,
+        num_trials=opened.num_trials,
+        concurrent=concurrent,
+        seed=job.seed,
     )
 
     def trial(fields: dict[str, Any]) -> None:
@@ -144,7 +164,6 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
         num_samples=job.trials or 1,
         search=search,
         scheduler=early_stopping(num_steps=num_steps) if num_steps else None,
-        concurrent=concurrent,
         max_failures=opened.base.cluster.max_failures,
         state=this_run.state,
         callback=SweepProgress(

@@ -10,7 +10,7 @@ from typing import Any, Final
 import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs.cluster import ClusterConfig
@@ -45,7 +45,6 @@ def run_trials(
     num_samples: int,
     search: Searcher | SearchAlgorithm,
     scheduler: TrialScheduler | None,
-    concurrent: int,
     max_failures: int,
     state: Location,
     callback: tune.Callback,
@@ -60,7 +59,6 @@ def run_trials(
         num_samples: trials, or for a grid passes over it.
         search: what to try next.
         scheduler: what to stop early; None: nothing.
-        concurrent: trials at a time.
         max_failures: times that a trial whose process was lost is begun again.
         state: of the sweep's run.
         callback: hears of every trial.
@@ -83,9 +81,9 @@ def run_trials(
                 num_samples=num_samples,
                 search_alg=search,
                 scheduler=scheduler,
-                max_concurrent_trials=concurrent,
                 # A trial that is stopped early has workers that only its end frees.
                 reuse_actors=scheduler is None,
+                trial_dirname_creator=_trial_id,
             ),
             run_config=tune.RunConfig(
                 name=TUNE_NAME,
@@ -105,6 +103,11 @@ def run_trials(
         ) from error
 
 
+def _trial_id(trial: Any) -> str:
+    name: str = trial.trial_id
+    return name
+
+
 def has_begun(state: Location) -> bool:
     """Whether an interrupted sweep at ``state`` can go on."""
     # The first is written before the first trial, and without the second there is none to restore.
@@ -114,7 +117,7 @@ def has_begun(state: Location) -> bool:
 
 
 def searcher(
-    name: str, space: Space, *, metrics: list[str], num_trials: int, seed: int
+    name: str, space: Space, *, metrics: list[str], num_trials: int, concurrent: int, seed: int
 ) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
     """Return the search ``name``, and ``space`` as it samples from it.
 
@@ -123,19 +126,20 @@ def searcher(
         space: of the sweep.
         metrics: to minimise; several make a multi-objective search.
         num_trials: that there will be.
+        concurrent: trials at a time. Tune's own setting is for Tune's own choice of a search.
         seed: equal seeds try the same, where what is tried does not depend on results.
 
     Raises:
         UsageError: the search cannot try this space.
     """
-    if name == "grid":
-        return BasicVariantGenerator(random_state=seed), as_grid(space)
-    if name == "random":
-        return BasicVariantGenerator(random_state=seed), dict(space)
+    if name != "optuna":
+        generator = BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
+        return generator, as_grid(space) if name == "grid" else dict(space)
     # By default the first ten are random, which of a small sweep would be most.
     sampler = optuna.samplers.TPESampler(n_startup_trials=min(10, num_trials // 3 + 1), seed=seed)
     # A list even of one: what a run reports on its way is then left to the scheduler.
-    return OptunaSearch(metric=metrics, mode=["min"] * len(metrics), sampler=sampler), dict(space)
+    search = OptunaSearch(metric=metrics, mode=["min"] * len(metrics), sampler=sampler)
+    return ConcurrencyLimiter(search, max_concurrent=concurrent), dict(space)
 
 
 def early_stopping(*, num_steps: int) -> TrialScheduler:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from ray_jobs.sweep_records import (
 )
 from ray_jobs.sweep_space import as_grid, as_text, check_space, find_space, with_values
 from ray_jobs.swept_jobs import SWEPT_JOBS, Appropriation, appropriate_once
-from ray_jobs.tuning import concurrent_trials
+from ray_jobs.tuning import concurrent_trials, searcher
 from storage.location import Location, parse_location
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
 
@@ -178,9 +179,7 @@ def test_progress_completes_records_and_says_what_is_best(
     write_trial(state, a_measured(1, -0.05, 0.01))
     write_trial(state, a_trial(2, state="running"))
     progress = SweepProgress(state, shown=("gain", "drop"), num_trials=5, concurrent=2)
-    ended = type(
-        "TuneTrial", (), {"config": {"a": 1}, "get_error": lambda _: "Traceback\nit was lost\n"}
-    )()
+    ended = SimpleNamespace(config={"a": 1}, get_error=lambda: "Traceback\n  it was lost\n")
     with caplog.at_level("INFO", logger="ray_jobs"):
         ended.trial_id = "t2"
         progress.on_trial_complete(0, [], ended)
@@ -207,6 +206,16 @@ def test_as_many_trials_at_a_time_as_the_machines_have_room_for(
     nodes: list[dict[str, float]], cluster: ClusterConfig, expected: int
 ) -> None:
     assert concurrent_trials(nodes, cluster) == expected
+
+
+@pytest.mark.parametrize("name", ["random", "grid", "optuna"])
+def test_no_search_begins_more_trials_than_there_is_room_for(name: str) -> None:
+    space = {"sophon.query_size": tune.choice([10, 20])}
+    search, param_space = searcher(
+        name, space, metrics=["score"], num_trials=4, concurrent=3, seed=0
+    )
+    assert search.max_concurrent == 3
+    assert list(param_space) == list(space)
 
 
 def test_a_job_that_no_machine_has_room_for_is_refused() -> None:
