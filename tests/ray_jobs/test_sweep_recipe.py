@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import yaml
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
 
-from ray_jobs import sweep
+from ray_jobs import sweep, tuning
+from ray_jobs.audit_model import AuditModel
+from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.protect_model import ProtectModel
 from ray_jobs.recipes import to_plain
 from ray_jobs.runs import begin, find_run
 from ray_jobs.sweep_recipe import Sweep
 from ray_jobs.sweep_records import Trial, write_trial
+from ray_jobs.swept_jobs import SWEPT_JOBS
+from storage.blobs import open_blobs
+from storage.location import parse_location
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED
 
 
@@ -104,6 +111,57 @@ def test_another_sweep_with_the_same_output_is_refused_by_what_differs(
     ):
         with pytest.raises(UsageError, match=message):
             find_run(sweep._whole(other, sweep._open(other)), verb="sweep")
+
+
+def test_a_smaller_cluster_than_the_sweep_began_on_is_refused(
+    job: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this_run = find_run(job, verb="sweep")
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [node, {**node, "Alive": False}])
+    assert sweep._concurrent(job, ClusterConfig(), this_run) == 2
+    fewer = dataclasses.replace(job, max_concurrent_trials=1)
+    assert sweep._concurrent(fewer, ClusterConfig(), this_run) == 1
+
+    monkeypatch.setattr(sweep, "has_begun", lambda _: True)
+    kept = open_blobs(this_run.state)
+    kept.put("concurrent.json", b"2")
+    assert sweep._concurrent(fewer, ClusterConfig(), this_run) == 2
+    kept.put("concurrent.json", b"3")
+    with pytest.raises(UsageError, match=r"began with 3 trials at a time, but .* room for 2"):
+        sweep._concurrent(job, ClusterConfig(), this_run)
+
+
+def test_failure_of_tune_itself_says_where_the_sweep_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Tuner:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fit(self) -> None:
+            raise tune.TuneError("many lines\nno space left")
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    for name in tuning._ENVIRONMENT:
+        monkeypatch.setenv(name, "")  # restored after the test
+    with pytest.raises(JobError, match=f"no space left; its state is in {tmp_path}"):
+        tuning.run_trials(
+            lambda fields: None,
+            param_space={},
+            num_samples=1,
+            search=BasicVariantGenerator(),
+            scheduler=None,
+            max_failures=0,
+            state=parse_location(tmp_path),
+            callback=tune.Callback(),
+        )
+
+
+def test_attacks_on_a_model_that_names_no_domains_need_some(model: str) -> None:
+    with pytest.raises(UsageError, match=f"{model} was not made by protect-model, so it names no"):
+        SWEPT_JOBS["audit-model"].absolute(AuditModel(protected=model, output="out"))
+    given = AuditModel(protected=model, output="out", restricted=[RESTRICTED])
+    assert SWEPT_JOBS["audit-model"].absolute(given).restricted == [RESTRICTED]
 
 
 def test_sweep_of_which_nothing_was_measured_fails_with_the_first_reason(
