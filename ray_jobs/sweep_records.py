@@ -53,6 +53,12 @@ def write_trial(state: Location, trial: Trial) -> None:
     open_blobs(state).put(f"{_FOLDER}{trial.trial_id}.json", record)
 
 
+def find_trial(state: Location, trial_id: str) -> Trial | None:
+    """Return what is kept of one trial; None where it has not begun."""
+    blobs, name = open_blobs(state), f"{_FOLDER}{trial_id}.json"
+    return Trial(**json.loads(blobs.get(name))) if blobs.exists(name) else None
+
+
 def read_trials(state: Location) -> list[Trial]:
     """Return all trials that began, in that order."""
     blobs = open_blobs(state)

@@ -23,9 +23,10 @@ from ray_jobs.sweep_records import (
     FAILED,
     FINISHED,
     RUNNING,
+    STOPPED,
     UNMEASURED,
     Trial,
-    read_trials,
+    find_trial,
     write_trial,
 )
 from ray_jobs.sweep_space import with_values
@@ -61,7 +62,7 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
     make Tune try again, which is for processes that were lost.
     """
     trial_id = tune.get_context().get_trial_id()
-    trial = {trial.trial_id: trial for trial in read_trials(plan.state)}.get(trial_id)
+    trial = find_trial(plan.state, trial_id)
     if trial is None:
         # Samplers draw numbers of numpy, which JSON does not have.
         fields = {name: getattr(v, "item", lambda v=v: v)() for name, v in sampled.items()}
@@ -74,6 +75,9 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
         except (JobError, ValueError, StorageError) as error:
             seconds = {"total": time.time() - trial.began}
             trial = dataclasses.replace(trial, state=FAILED, error=str(error), seconds=seconds)
+        written = find_trial(plan.state, trial_id)
+        if written is not None and written.state == STOPPED:
+            return  # by the scheduler: what failed since is this process coming down
         write_trial(plan.state, trial)
     shown = SWEPT_JOBS[plan.job].shown
     if trial.state == FINISHED:

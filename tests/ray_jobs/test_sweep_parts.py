@@ -1,5 +1,6 @@
 """The parts of a sweep that need no cluster: spaces, ranking, what trials are judged by, pages."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -15,9 +16,9 @@ from ray import tune
 
 from protection.sophon.adversary import StrategyFamily
 from protection.training import TrainingConfig
-from ray_jobs import quick_audit, swept_jobs
+from ray_jobs import quick_audit, sweep_trials, swept_jobs
 from ray_jobs.cluster import ClusterConfig
-from ray_jobs.errors import UsageError
+from ray_jobs.errors import JobError, UsageError
 from ray_jobs.model_files import describe
 from ray_jobs.protect_model import ProtectModel
 from ray_jobs.quick_audit import Attack, Attacked, QuickAudit
@@ -170,6 +171,49 @@ def test_records_come_back_in_the_order_of_their_beginnings(location: Location) 
     for trial in trials:
         write_trial(location, trial)
     assert read_trials(location) == trials[::-1]
+
+
+@pytest.mark.parametrize(
+    ("state", "reported", "kept"),
+    [
+        ("running", [{"score": 2.0, "gain": 1.0, "drop": 1.0}], "failed"),
+        ("failed", [{"score": 2.0, "gain": 1.0, "drop": 1.0}], "failed"),
+        ("finished", [{"score": 0.1, "gain": 0.1, "drop": 0.0}], "finished"),
+    ],
+)
+def test_trial_goes_on_by_what_its_record_says(
+    state: str, reported: list[Any], kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, seen = parse_location(tmp_path), []
+    write_trial(location, dataclasses.replace(a_measured(1, 0.1), state=state))
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
+    monkeypatch.setattr(tune, "report", seen.append)
+    plan: Any = SimpleNamespace(state=location, job="protect-model")
+    monkeypatch.setattr(sweep_trials, "carry_out", fail)
+    sweep_trials.run_trial(plan, {})
+    assert seen == reported
+    assert [trial.state for trial in read_trials(location)] == [kept]
+
+
+def test_trial_that_the_scheduler_stopped_stays_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = parse_location(tmp_path)
+    write_trial(location, a_trial(1, state="running"))
+
+    def come_down(*_: Any) -> Trial:
+        write_trial(location, a_trial(1, state="stopped"))
+        return fail()
+
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
+    monkeypatch.setattr(sweep_trials, "carry_out", come_down)
+    plan: Any = SimpleNamespace(state=location, job="protect-model")
+    sweep_trials.run_trial(plan, {})
+    assert read_trials(location) == [a_trial(1, state="stopped")]
+
+
+def fail(*_: Any) -> Trial:
+    raise JobError("its workers were lost")
 
 
 def test_progress_completes_records_and_says_what_is_best(
