@@ -104,6 +104,8 @@ def _run_tasks(
         num_cpus=cluster.cpus_per_worker,
         num_gpus=cluster.gpus_per_worker,
         max_retries=cluster.max_failures,
+        # In a trial of a sweep, tasks would else be held to the trial's resources, without a CPU.
+        scheduling_strategy="DEFAULT",
     )
     running: dict[Any, CellT] = {}
     while waiting or running:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ray_jobs.commands import COMMANDS
 from ray_jobs.errors import JobError
+from ray_jobs.recipes import plain
 from storage.errors import StorageError, UnavailableError
 
 _TRUTH: Final = ("true", "false")
@@ -122,7 +123,7 @@ def _refuse(message: str) -> int:
 
 def _plain(error: Exception, chosen: str | None) -> str:
     """The parser's message on one line, with the nearest name where a field is unknown."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = plain(error)
     unknown = re.search(
         r"option '(?P<a>\S+)' is not accepted|accept option '(?P<b>\S+)'|arguments: --(?P<c>\S+)",
         text,

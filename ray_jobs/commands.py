@@ -51,6 +51,11 @@ COMMANDS: Final[dict[str, Command]] = {
         "AuditData",
         "Measure what a model trained on protected images reaches on clean test images.",
     ),
+    "sweep": Command(
+        "sweep",
+        "Sweep",
+        "Search for the fields of another job's recipe that serve best, on validation images.",
+    ),
     "card": Command(
         "card",
         "Card",

@@ -20,6 +20,7 @@ from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.trajectories import TRAJECTORY, keeping_trajectory, noted_parts
 from ray_jobs.workers import current_device, current_workers
 from storage.checkpoints import read_weights
+from storage.location import parse_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,15 @@ class Pretrain:
             )
 
 
+def absolute(job: Pretrain) -> Pretrain:
+    """``job`` with absolute local paths: workers have other working directories."""
+    return dataclasses.replace(
+        job,
+        original=domains.absolute(job.original),
+        weights=job.weights and str(parse_location(job.weights)),
+    )
+
+
 def run(job: Pretrain) -> str:
     """Train, commit, and return the location of the model.
 
@@ -62,7 +72,7 @@ def run(job: Pretrain) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: the run failed.
     """
-    job = dataclasses.replace(job, original=domains.absolute(job.original))
+    job = absolute(job)
     domain = open_domain(job.original, image_size=job.model.image_size)
     _start_model(job, domain)  # a wrong name or weight should fail here, before a cluster starts
     return launch(

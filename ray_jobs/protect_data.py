@@ -96,6 +96,16 @@ class Progress(NamedTuple):
     """In dB, median of the block that rank 0 stored last; nan where nothing in it moved."""
 
 
+def absolute(job: ProtectData) -> ProtectData:
+    """``job`` with absolute local paths: workers have other working directories."""
+    return dataclasses.replace(
+        job,
+        dataset=absolute_set(job.dataset),
+        trajectory=str(parse_location(job.trajectory)),
+        reference=job.reference and absolute_set(job.reference),
+    )
+
+
 def run(job: ProtectData) -> str:
     """Protect, commit, and return the location of the protected dataset.
 
@@ -103,12 +113,7 @@ def run(job: ProtectData) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: the run failed.
     """
-    job = dataclasses.replace(
-        job,
-        dataset=absolute_set(job.dataset),
-        trajectory=str(parse_location(job.trajectory)),
-        reference=job.reference and absolute_set(job.reference),
-    )
+    job = absolute(job)
     _open(job)  # what does not fit should fail here, before a cluster starts
     return launch(
         job,

@@ -79,6 +79,16 @@ class _Opened(NamedTuple):
         )
 
 
+def absolute(job: ProtectModel) -> ProtectModel:
+    """``job`` with absolute local paths: workers have other working directories."""
+    return dataclasses.replace(
+        job,
+        model=str(parse_location(job.model)),
+        original=domains.absolute(job.original),
+        restricted=[domains.absolute(domain) for domain in job.restricted],
+    )
+
+
 def run(job: ProtectModel) -> str:
     """Protect, commit, and return the location of the protected model.
 
@@ -86,12 +96,7 @@ def run(job: ProtectModel) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: the run failed.
     """
-    job = dataclasses.replace(
-        job,
-        model=str(parse_location(job.model)),
-        original=domains.absolute(job.original),
-        restricted=[domains.absolute(domain) for domain in job.restricted],
-    )
+    job = absolute(job)
     # What does not fit should fail here, before a cluster starts.
     model_from(_open(job).description, weights=job.model)
     return launch(

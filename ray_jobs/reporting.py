@@ -74,16 +74,8 @@ def following(path: Path, format_row: Callable[[Row], str]) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        with path.open() as file:
-            file.seek(position)
-            while True:
-                is_last = stop.is_set()
-                for line in _whole_lines(file):
-                    row = json.loads(line)
-                    logger.info("%s", row[NOTICE] if NOTICE in row else format_row(row))
-                if is_last:
-                    return
-                time.sleep(_POLL_SECONDS)
+        for row in appended_rows(path, position, until=stop.is_set):
+            logger.info("%s", row[NOTICE] if NOTICE in row else format_row(row))
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
@@ -92,6 +84,21 @@ def following(path: Path, format_row: Callable[[Row], str]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def appended_rows(path: Path, position: int, *, until: Callable[[], bool]) -> Iterator[Row]:
+    """Yield the rows of ``path`` from byte ``position`` on, as they come, ``until`` says stop.
+
+    Those that are there by then are among them.
+    """
+    with path.open() as file:
+        file.seek(position)
+        while True:
+            is_last = until()
+            yield from map(json.loads, _whole_lines(file))
+            if is_last:
+                return
+            time.sleep(_POLL_SECONDS)
 
 
 def _whole_lines(file: Any) -> Iterator[str]:

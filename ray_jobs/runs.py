@@ -52,7 +52,6 @@ def find_run(job: Any, *, verb: str) -> Run:
             "location"
         )
     state = output.sibling(RUN_SUFFIX)
-    logs = Path(state.path) if state.is_local else Path.cwd() / state.name
     recipe = {"command": verb, **dataclasses.asdict(job)}
     # A recipe as it will be read back: tuples are lists there.
     recipe = json.loads(json.dumps(recipe))
@@ -67,7 +66,12 @@ def find_run(job: Any, *, verb: str) -> Run:
                 f"output (or remove {state})"
             )
         logger.info("resuming the run in %s", state)
-    return Run(output, state, logs, recipe)
+    return Run(output, state, logs_beside(state), recipe)
+
+
+def logs_beside(state: Location) -> Path:
+    """Where a run with its state at ``state`` writes its logs."""
+    return Path(state.path) if state.is_local else Path.cwd() / state.name
 
 
 def begin(run: Run) -> None:

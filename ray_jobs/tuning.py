@@ -1,0 +1,176 @@
+"""Ray Tune, as a sweep uses it: search, scheduler, resuming, and no word on the terminal."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.errors import JobError, UsageError
+from ray_jobs.sweep_space import Space, as_grid
+from ray_jobs.sweep_trials import PROGRESS, STEP
+from storage.blobs import open_blobs
+from storage.location import Location
+
+# Of the folder, in the sweep's run, of what Tune keeps.
+TUNE_NAME: Final = "tune"
+
+_ENVIRONMENT: Final = {
+    # By default what is known of the trials is saved every ten seconds at best.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A row has no metrics of the end, and the end has no row.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ctrl-C should end in our message.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+# A trial needs a resource, and a CPU of its own would be one that its workers wait for.
+_TRIAL_RESOURCES: Final[dict[str, float]] = {"memory": 100 * 2**20}
+
+
+def run_trials(
+    trial: Callable[[dict[str, Any]], None],
+    *,
+    param_space: dict[str, Any],
+    num_samples: int,
+    search: Searcher | SearchAlgorithm,
+    scheduler: TrialScheduler | None,
+    max_failures: int,
+    state: Location,
+    callback: tune.Callback,
+) -> None:
+    """Run all trials, or those that an interrupted sweep at ``state`` left.
+
+    A trial that raises does not end the sweep.
+
+    Args:
+        trial: called in a process of its own with what was sampled.
+        param_space: what is sampled from.
+        num_samples: trials, or for a grid passes over it.
+        search: what to try next.
+        scheduler: what to stop early; None: nothing.
+        max_failures: times that a trial whose process was lost is begun again.
+        state: of the sweep's run.
+        callback: hears of every trial.
+
+    Raises:
+        JobError: Tune itself failed.
+    """
+    os.environ.update(_ENVIRONMENT)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in ("ray.tune", "ray.air", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    trainable = tune.with_resources(trial, _TRIAL_RESOURCES)
+    if has_begun(state):
+        tuner = tune.Tuner.restore(str(state / TUNE_NAME), trainable=trainable)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=tune.TuneConfig(
+                num_samples=num_samples,
+                search_alg=search,
+                scheduler=scheduler,
+                # A trial that is stopped early has workers that only its end frees.
+                reuse_actors=scheduler is None,
+                trial_dirname_creator=_trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_NAME,
+                storage_path=str(state),
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=max_failures),
+                verbose=0,
+            ),
+        )
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result alone
+            tuner.fit()
+    except tune.TuneError as error:
+        raise JobError(
+            f"the sweep failed: {str(error).splitlines()[-1]}; its state is in {state}, the same "
+            "command goes on from there"
+        ) from error
+
+
+def _trial_id(trial: Any) -> str:
+    name: str = trial.trial_id
+    return name
+
+
+def has_begun(state: Location) -> bool:
+    """Whether an interrupted sweep at ``state`` can go on."""
+    # The first is written before the first trial, and without the second there is none to restore.
+    kept = open_blobs(state).list(f"{TUNE_NAME}/")
+    names = [name.split("/")[1] for name in kept]
+    return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
+
+
+def searcher(
+    name: str, space: Space, *, metrics: list[str], num_trials: int, concurrent: int, seed: int
+) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
+    """Return the search ``name``, and ``space`` as it samples from it.
+
+    Args:
+        name: random, grid or optuna.
+        space: of the sweep.
+        metrics: to minimise; several make a multi-objective search.
+        num_trials: that there will be.
+        concurrent: trials at a time. Tune's own setting is for Tune's own choice of a search.
+        seed: equal seeds try the same, where what is tried does not depend on results.
+
+    Raises:
+        UsageError: the search cannot try this space.
+    """
+    if name != "optuna":
+        generator = BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
+        return generator, as_grid(space) if name == "grid" else dict(space)
+    # By default the first ten are random, which of a small sweep would be most.
+    sampler = optuna.samplers.TPESampler(n_startup_trials=min(10, num_trials // 3 + 1), seed=seed)
+    # A list even of one: what a run reports on its way is then left to the scheduler.
+    search = OptunaSearch(metric=metrics, mode=["min"] * len(metrics), sampler=sampler)
+    return ConcurrencyLimiter(search, max_concurrent=concurrent), dict(space)
+
+
+def early_stopping(*, num_steps: int) -> TrialScheduler:
+    """Return a scheduler that stops, at a quarter of the steps and later, what is behind."""
+    return ASHAScheduler(
+        time_attr=STEP,
+        metric=PROGRESS,
+        mode="min",
+        # One more than there are: Tune would stop a trial at the last, before it is measured.
+        max_t=num_steps + 1,
+        grace_period=max(1, num_steps // 4),
+        reduction_factor=2,
+    )
+
+
+def concurrent_trials(nodes: list[dict[str, float]], cluster: ClusterConfig) -> int:
+    """Return how many trials of ``cluster`` each fit on machines of these resources at a time.
+
+    Raises:
+        UsageError: not one does.
+    """
+    slots = 0
+    for node in nodes:
+        of_node = [int(node.get("CPU", 0) // cluster.cpus_per_worker)]
+        if cluster.uses_gpu:
+            of_node.append(int(node.get("GPU", 0) / cluster.gpus_per_worker + 1e-6))
+        slots += min(of_node)
+    if slots < cluster.workers:
+        raise UsageError(
+            f"cluster.workers of the job is {cluster.workers}, but the cluster has room for "
+            f"{slots} workers of {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker:g} "
+            f"GPUs; expected at most {slots} (fixed: {{cluster.workers: {max(1, slots)}}} sets it)"
+        )
+    return slots // cluster.workers
