@@ -64,8 +64,8 @@ def main() -> None:
     faultless_seconds = None
     kinds: Counter[str] = Counter()
     for share in options.shares:
-        with s3_server() as endpoint, tempfile.TemporaryDirectory() as folder:
-            result = run(sizes, endpoint, Path(folder), share=share, seed=options.seed)
+        with s3_server() as server, tempfile.TemporaryDirectory() as folder:
+            result = run(sizes, server.endpoint, Path(folder), share=share, seed=options.seed)
         outcomes, counts, seconds = result
         faultless_seconds = faultless_seconds or seconds
         num_requests = counts.pop("all")

@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, s3_server() as endpoint:
+    with tempfile.TemporaryDirectory() as name, s3_server() as server:
         folder = Path(name)
         write_random(folder / "checkpoint", options.megabytes)
-        directions = prepare(folder, endpoint, options.aws)
+        directions = prepare(folder, server.endpoint, options.aws)
         seconds = {d: {row: [] for row in rows} for d, rows in directions.items()}
         before = peak_megabytes()
         for _ in range(options.repeats):

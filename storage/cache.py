@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 FOLDER_VARIABLE: Final = "RINGFENCE_CACHE"
 BYTES_VARIABLE: Final = "RINGFENCE_CACHE_BYTES"
 _DEFAULT_FOLDER: Final = "~/.cache/ringfence/parts"
-# A hundred ResNet-50 checkpoints and a CIFAR-sized dataset, or one large model; small beside the
-# local disks of cluster nodes.
+# Two hundred ResNet-50 checkpoints, or one large model; little beside the local disks of cluster
+# nodes.
 _DEFAULT_BYTES: Final = 20 * 2**30
 # One request on S3: large enough to stream at full speed, small enough for any machine.
 _CHUNK_BYTES: Final = 16 * 2**20
-# Of the 1024 files that a process may usually have open.
-_MOST_HELD: Final = 256
+# Of each dataset: a process may usually have 1024 files open, and has several datasets.
+_MOST_HELD: Final = 128
 
 
 def read_cached_part(location: Address, name: str, *, manifest: Manifest | None = None) -> bytes:

@@ -40,7 +40,8 @@ def open_dataset(
             a Parquet file, a folder of them, or a pattern such as ``data/train-*.parquet``;
             a folder with one folder of images for each class;
             the location of a committed dataset, whose bytes are checked against its manifest;
-            any of these at ``s3://bucket/prefix``;
+            any of these at ``s3://bucket/prefix``, of which this machine keeps what was
+            committed, see :mod:`storage.cache`;
             ``torchvision/NAME:SPLIT``, for example ``torchvision/CIFAR10:train``;
             ``digits``, ``digits:train`` or ``digits:test``, and ``photographs:train`` or
             ``photographs:test``, which scikit-learn brings along.

@@ -59,7 +59,8 @@ def test_batch_is_the_callers_own(dataset: ImageDataset) -> None:
 def test_wrong_index_is_refused(
     dataset: ImageDataset, indices: list[int], error: type[Exception], message: str
 ) -> None:
-    for call in (dataset.read, dataset.subset, dataset.originals, dataset.columns, dataset.paths):
+    readers = (dataset.read, dataset.originals, dataset.columns, dataset.paths)
+    for call in (*readers, dataset.subset, dataset.prefetch):
         with pytest.raises(error, match=message):
             call(indices)
 
