@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from protection.sophon.adversary import StrategyFamily
+from protection.audit.families import AttackFamily
 from protection.training import TrainingConfig
 from ray_jobs import audit_model, pretrain
+from ray_jobs.attack_cells import cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
@@ -99,20 +100,18 @@ def test_audit_measures_three_starts_and_repeats_no_finished_cell(
         restricted=[RESTRICTED],
         output=str(tmp_path / "audit"),
         adversary=[
-            StrategyFamily(
-                methods=["all_layers", "head_only"], finetune_lrs=[0.05], batch_sizes=[32]
-            )
+            AttackFamily(methods=["all_layers", "head_only"], finetune_lrs=[0.05], batch_sizes=[32])
         ],
         epochs=2,
         seeds=[0, 1],
         cluster=ClusterConfig(workers=3),
     )
     # As an interrupted audit left it: one cell finished, with a value no training would give.
-    resolved = audit_model._resolve(job)
-    cell = next(iter(audit_model._cells(job, resolved)))
+    audited = audit_model._resolve(job)
+    cell = next(cells(audit_model._plan(job, audited), seeds=job.seeds))
     kept = tmp_path / "audit.run" / "cells"
     kept.mkdir(parents=True)
-    curve = [{"epoch": 1, "loss": 1.0, "test_accuracy": 0.123}]
+    curve = [{"epoch": epoch, "loss": 1.0, "test_accuracy": 0.123} for epoch in range(2)]
     (kept / f"{cell.key()}.json").write_text(json.dumps(curve))
 
     location = audit_model.run(job)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,8 +34,9 @@ from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, ROOT, run_here
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 # Long enough to be killed in the middle, short enough for a test.
+ROUNDS = 24
 SOPHON = SophonConfig(
-    rounds=40,
+    rounds=ROUNDS,
     episodes_per_round=6,
     episode_length=4,
     query_size=8,
@@ -106,7 +108,7 @@ def assert_manifest_says_how_the_model_was_made(output: Path, model: str) -> Non
     assert manifest.kind == "model"
     description = manifest.description
     assert description["recipe"]["command"] == "protect-model"
-    assert description["recipe"]["sophon"]["rounds"] == 40
+    assert description["recipe"]["sophon"]["rounds"] == ROUNDS
     assert description["parents"]["model"] == model
     assert description["parents"]["model_commit"] == read_manifest(model).commit_id
     assert set(description["metrics"]) == {
@@ -131,7 +133,7 @@ def test_killed_worker_of_three_costs_time_and_nothing_else(
     killed: list[int] = []
 
     def kill_a_worker() -> None:
-        wait_for_round(output, 10)
+        wait_for_round(output, 5)
         filters = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
         pid = list_actors(filters=filters, detail=True)[0].pid
         os.kill(pid, signal.SIGKILL)
@@ -145,8 +147,8 @@ def test_killed_worker_of_three_costs_time_and_nothing_else(
     assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
     assert_manifest_says_how_the_model_was_made(output, model)
     shown = rows(output)
-    assert {row["round_index"] for row in shown} == set(range(40))
-    assert len(shown) < 2 * 40  # it went on from a checkpoint, not from the start
+    assert {row["round_index"] for row in shown} == set(range(ROUNDS))
+    assert len(shown) < 2 * ROUNDS  # it went on from a checkpoint, not from the start
     assert shown[-1]["eta_seconds"] == 0
     state = output.parent / "protected.run"
     assert list((state / "tensorboard").iterdir())
@@ -173,13 +175,13 @@ def test_killed_driver_goes_on_from_the_newest_whole_checkpoint_on_s3(
     command = [sys.executable, "-m", "ray_jobs.cli", "protect-model", "--config", recipe]
     environment = {**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    wait_for_round(tmp_path / "protected", 10)
+    wait_for_round(tmp_path / "protected", 5)
     driver.kill()
     driver.wait()
     assert not is_committed(output)
 
-    other = dataclasses.replace(job, sophon=dataclasses.replace(SOPHON, rounds=41))
-    with pytest.raises(UsageError, match=r"sophon\.rounds was 40, is 41"):
+    other = dataclasses.replace(job, sophon=dataclasses.replace(SOPHON, rounds=ROUNDS + 1))
+    with pytest.raises(UsageError, match=rf"sophon\.rounds was {ROUNDS}, is {ROUNDS + 1}"):
         run(other)
 
     kept = open_blobs(output.sibling(".run"))
@@ -192,9 +194,10 @@ def test_killed_driver_goes_on_from_the_newest_whole_checkpoint_on_s3(
     assert again.stdout.strip() == str(output)
     assert f"resuming the run in {output.sibling('.run')}" in again.stderr
     assert f"checkpoint {checkpoint} is passed over: " in again.stderr
-    first_resumed = int(again.stderr.split("\nsophon ")[1].split("/")[0])
-    assert f"resuming from round-{first_resumed - 1:06d}-try-1\n" in again.stderr
-    assert 1 < first_resumed <= int(checkpoint.split("-")[1])
+    (resumed,) = re.findall(r"resuming from round-0*(\d+)-try-1\n", again.stderr)
+    assert 1 <= int(resumed) < int(checkpoint.split("-")[1])
+    first_shown = int(again.stderr.split("\nsophon ")[1].split("/")[0])
+    assert first_shown - int(resumed) in (0, 1)  # 0 where the kill kept its row from being shown
     assert_same(read_weights(str(undisturbed)), read_weights(str(output)))
 
 
