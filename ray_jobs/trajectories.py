@@ -16,8 +16,9 @@ from ray_jobs.errors import UsageError
 from ray_jobs.model_files import ModelDescription, describe, new_model, weights_to_bytes
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
+from storage.cache import read_cached_part
 from storage.checkpoints import tensors_from_bytes
-from storage.commit import read_manifest, read_part, stage
+from storage.commit import read_manifest, stage
 from storage.manifest import Manifest, Part
 
 TRAJECTORY: Final = "trajectory"
@@ -78,7 +79,7 @@ class Trajectory(NamedTuple):
             StorageError: it cannot be read, or is not what was committed.
         """
         name = self.checkpoints[number]
-        data = read_part(self.location, name, manifest=self.manifest)
+        data = read_cached_part(self.location, name, manifest=self.manifest)
         model = new_model(self.description.config, num_classes=self.description.num_classes, seed=0)
         weights = tensors_from_bytes(data, source=f"{self.location}/{name}")
         load_weights(model, weights, source=f"{self.location}/{name}")

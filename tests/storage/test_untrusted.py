@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 
 from storage.blobs import open_blobs
-from storage.checkpoints import WEIGHTS_NAME, load_training_state, read_weights
+from storage.checkpoints import WEIGHTS_NAME, read_weights
 from storage.commit import commit, fetch_part, read_manifest, read_part
 from storage.errors import CheckpointError, ManifestError, NotCommittedError, StorageError
 from storage.location import Location
 from storage.manifest import MANIFEST_NAME
+from storage.training_state import read_training_state
 
 ESCAPES = [
     "../x",
@@ -116,14 +117,15 @@ def test_pickle_in_place_of_anything_is_refused_and_not_run(
         with pytest.raises(CheckpointError, match=r"is a pickle by its suffix"):
             read_weights(str(tmp_path_location / name))
     blobs.put("model.safetensors", data)
-    blobs.put("state.safetensors", data)
-    blobs.put("state.json", data)
     blobs.put(MANIFEST_NAME, data)
+    planted = tmp_path_location / "planted"
+    parts = {"state.safetensors": data, "state.json": data}
+    commit(planted, parts, kind="training-state", description={})
     readers: list[Callable[[], object]] = [
         lambda: read_weights(str(tmp_path_location / "model.safetensors")),
         lambda: read_weights(str(tmp_path_location)),
         lambda: read_manifest(tmp_path_location),
-        lambda: load_training_state(tmp_path_location.path),
+        lambda: read_training_state(planted),
     ]
     for read in readers:
         with pytest.raises(StorageError, match=r"expected"):
