@@ -14,7 +14,7 @@ _GAIN_STEPS: Final = (0, 0.02, 0.05, 0.10, 0.20)
 _NUM_LEVELS: Final = 5
 _COLUMN_FACTS: Final = ("optimizer", "finetune_lr")
 # Facts whose value says what it is; others are written with their name.
-_PLAIN_FACTS: Final = ("method", *_COLUMN_FACTS)
+_PLAIN_FACTS: Final = ("method", "preparation", *_COLUMN_FACTS)
 
 
 def gain_maps(cells: Sequence[Mapping[str, Any]]) -> list[HeatMap]:
@@ -41,7 +41,9 @@ def gain_maps(cells: Sequence[Mapping[str, Any]]) -> list[HeatMap]:
 def _gains(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], HeatCell]:
     facts = [cell["facts"] for cell in cells]
     names = dict.fromkeys(name for each in facts for name in each if name not in _COLUMN_FACTS)
-    varying = [name for name in names if len({repr(each.get(name)) for each in facts}) > 1]
+    # What only some methods have says something where those differ in it.
+    values = {name: {repr(each.get(name)) for each in facts} - {"None"} for name in names}
+    varying = [name for name in names if len(values[name]) > 1]
     gains: dict[tuple[str, str], float] = {}
     for cell in sorted(cells, key=lambda cell: _order(cell["facts"])):
         place = _words(cell["facts"], varying), _words(cell["facts"], _COLUMN_FACTS)
@@ -62,11 +64,11 @@ def _order(facts: Mapping[str, Any]) -> tuple[str, str, float]:
 
 
 def _words(facts: Mapping[str, Any], names: Iterable[str]) -> str:
-    """The facts of ``names`` as a heading; those that are not there are left out."""
+    """The facts of ``names`` as a heading; what is not there, or not done, is left out."""
     words = []
     for name in names:
         value = facts.get(name)
-        if value is None:
+        if value in (None, "none"):
             continue
         text = f"{value:g}" if isinstance(value, float) else str(value)
         words.append(text if name in _PLAIN_FACTS else f"{name.replace('_', ' ')} {text}")

@@ -44,7 +44,7 @@ def test_a_place_shows_the_worst_of_its_cells_and_names_only_what_differs() -> N
     )
     assert shown.rows == {
         "batch size 64": [None, HeatCell("+1.0", 1)],
-        "batch size 8, decay 0.5": [HeatCell("-10.0", 0), None],
+        "batch size 8": [HeatCell("-10.0", 0), None],
     }
     assert shown.columns == ["adam, 0.01", "sgd, 0.01"]
 
