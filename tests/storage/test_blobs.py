@@ -135,6 +135,28 @@ def test_rival_threads_have_one_winner_on_disk(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["name"]
 
 
+def test_reader_beside_a_writer_sees_the_old_blob_or_the_new(
+    location: Location, tmp_path: Path
+) -> None:
+    blobs, contents = open_blobs(location), [bytes([n]) * 500_000 for n in range(2)]
+    (tmp_path / "source").write_bytes(contents[1])
+    blobs.put("name", contents[0])
+    is_over, seen = threading.Event(), set()
+
+    def read() -> None:
+        while not is_over.is_set():
+            seen.add(blobs.get("name"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(50 if location.is_local else 5):
+        blobs.put_file("name", tmp_path / "source")
+        blobs.put("name", contents[0])
+    is_over.set()
+    reader.join()
+    assert seen <= set(contents)
+
+
 def test_interrupted_write_leaves_nothing_on_disk(tmp_path: Path) -> None:
     blobs = open_blobs(tmp_path)
     with pytest.raises(TypeError):

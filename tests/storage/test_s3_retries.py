@@ -191,6 +191,21 @@ def test_upload_in_parts_gets_over_a_fault_of_each_of_its_requests(
     assert (tmp_path / "back").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(("method", "query"), [("PUT", "partNumber=2"), ("POST", "uploadId=")])
+def test_upload_that_the_store_has_lost_begins_anew(
+    method: str, query: str, proxied_location: Location, s3_proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    # Also what a store says whose answer to the last request was lost, where moto does not mind.
+    blobs, path = S3Blobs(proxied_location, transfers=PARTS), tmp_path / "file"
+    path.write_bytes(bytes(5 * MIB) + b"more")
+    s3_proxy.decide = first(Answer(404, "NoSuchUpload"), method=method, query=query)
+    blobs.put_file("a", path)
+    assert blobs.get("a") == path.read_bytes()
+    s3_proxy.decide = lambda r: Answer(404, "NoSuchUpload") if query in r.path else None
+    with pytest.raises(UnavailableError, match=r"unavailable \(NoSuchUpload\), tried for"):
+        blobs.put_file("b", path)
+
+
 @pytest.mark.parametrize("fault", [Answer(403, "AccessDenied"), SERVER_ERROR], ids=str)
 def test_failed_upload_leaves_no_parts_behind(
     fault: Answer,
