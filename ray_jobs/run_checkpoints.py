@@ -24,7 +24,7 @@ from storage.manifest import MANIFEST_NAME
 from storage.training_state import DAMAGED, commit_training_state, read_training_state
 
 _STATE: Final = "state"
-_ROWS: Final = "rows"
+_REPORTS: Final = "reports"
 _COMMITTED: Final = re.compile(rf"round-(\d+)-try-(\d+)/{re.escape(MANIFEST_NAME)}")
 
 
@@ -55,6 +55,14 @@ class Place(NamedTuple):
         return f"round-{self.num_done:06d}-try-{self.attempt}"
 
 
+class Report(NamedTuple):
+    """What rank 0 reports at once."""
+
+    num_done: int
+    """Rounds that are done by then."""
+    rows: list[Row]
+
+
 class Resumed(NamedTuple):
     """Where a run goes on."""
 
@@ -67,18 +75,22 @@ class Resumed(NamedTuple):
 FROM_THE_START: Final = Resumed(attempt=1, rows=[])
 
 
-def report_checkpoint(rows: list[Row], state: Resumable, place: Place, this_run: Run) -> None:
-    """Report ``rows`` to Ray Train with a checkpoint of ``state``.
+def report_checkpoint(reports: list[Report], state: Resumable, place: Place, this_run: Run) -> None:
+    """Report the last of ``reports`` to Ray Train with a checkpoint of ``state``.
+
+    The others are those before it, at least the two that a crash can keep from the controller: the
+    one that it has of some workers only, and the one that waits for it.
 
     Raises:
         ValueError: the recipe's cluster.keep_best_by names no number of the last row.
     """
     best_by = this_run.recipe["cluster"].get("keep_best_by")
+    rows = reports[-1].rows
     metrics = {ROWS: rows} if best_by is None else {ROWS: rows, SCORE: _score(rows[-1], best_by)}
 
     def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        # With the rows: after a crash the checkpoint may be there and the report lost.
-        kept = {_STATE: state.state_dict(), _ROWS: rows}
+        # With the rows: after a crash the checkpoint may be there and reports up to it lost.
+        kept = {_STATE: state.state_dict(), _REPORTS: [report._asdict() for report in reports]}
         commit_training_state(_checkpoints(this_run) / name, kept)
         storage: Any = ray.train.get_context().get_storage()
         path = storage.build_checkpoint_path_from_name(name)
@@ -143,12 +155,18 @@ def _load_newest(state: Resumable, this_run: Run, rows: list[Row]) -> tuple[Plac
         if rows:
             rows.append({NOTICE: f"resuming from {place.name}"})
         registered = ray.train.get_checkpoint()
-        if registered is None or PurePosixPath(registered.path).name != place.name:
-            rows += kept[_ROWS]
+        known = 0 if registered is None else _num_done(PurePosixPath(registered.path).name)
+        for report in (Report(**fields) for fields in kept[_REPORTS]):
+            if report.num_done > known:
+                rows += report.rows
         return place, attempt
     if rows:
         rows.append({NOTICE: "no checkpoint is whole: starting again"})
     return Place(0, 0), last_attempt + bool(rows)
+
+
+def _num_done(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 def _checkpoints(this_run: Run) -> Location:

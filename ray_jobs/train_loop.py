@@ -1,6 +1,7 @@
 """A train loop on a worker: run an algorithm's generator, report, checkpoint, resume."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import torch
 from protection.training import NonFiniteError
 from protection.workers import Workers
 from ray_jobs.cluster import FAILURE, quiet_worker
-from ray_jobs.reporting import ROWS, Row
+from ray_jobs.reporting import ROWS
 from ray_jobs.run_checkpoints import (
     FROM_THE_START,
     Place,
+    Report,
     Resumable,
     Resumed,
     report_checkpoint,
@@ -23,6 +25,7 @@ from storage.errors import StorageError, UnavailableError
 
 # A report waits for the controller; short rounds share one.
 _REPORT_SECONDS = 1.0
+_REPORTS_IN_A_CHECKPOINT = 4
 
 
 def report_rounds(
@@ -47,6 +50,7 @@ def report_rounds(
     started = last_report = last_checkpoint = time.monotonic()
     last_round = started
     rows = list(resumed.rows)
+    reports = deque[Report](maxlen=_REPORTS_IN_A_CHECKPOINT)
     for done, metrics in enumerate(rounds, start=1):
         now = time.monotonic()
         left = num_rounds - first_round - done
@@ -72,25 +76,28 @@ def report_rounds(
         is_report_due, is_checkpoint_due = (flag > 0 for flag in decision.tolist())
         if is_report_due:
             place = Place(done + first_round, resumed.attempt)
-            _report(rows, state if is_checkpoint_due else None, place, this_run, workers)
+            reports.append(Report(place.num_done, rows))
+            _report(list(reports), state if is_checkpoint_due else None, place, this_run, workers)
             rows = []
             last_report = time.monotonic()
             last_checkpoint = last_report if is_checkpoint_due else last_checkpoint
 
 
 def _report(
-    rows: list[Row],
+    reports: list[Report],
     state: Resumable | None,
     place: Place,
     this_run: Run,
     workers: Workers,
 ) -> None:
     if state is not None and workers.rank == 0:
-        report_checkpoint(rows, state, place, this_run)
+        report_checkpoint(reports, state, place, this_run)
         return
     # Every worker must name the checkpoint, though rank 0 alone has one.
     name = None if state is None else place.name
-    ray.train.report({ROWS: rows if workers.rank == 0 else []}, checkpoint_dir_name=name)
+    ray.train.report(
+        {ROWS: reports[-1].rows if workers.rank == 0 else []}, checkpoint_dir_name=name
+    )
 
 
 def failing_clearly(loop: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ def this_run(location: Location, tmp_path: Path) -> Run:
 
 def checkpoint(this_run: Run, num_done: int, *, attempt: int = 1) -> Location:
     location = this_run.state / "train" / Place(num_done, attempt).name
-    kept = {"state": {"number": num_done}, "rows": [{"round_index": num_done - 1}]}
+    reports = [
+        {"num_done": done, "rows": [{"round_index": done - 1}]}
+        for done in range(max(1, num_done - 2), num_done + 1)
+    ]
+    kept = {"state": {"number": num_done}, "reports": reports}
     commit_training_state(location, kept)
     return location
 
@@ -72,8 +76,9 @@ def test_nothing_is_restored_where_nothing_was_kept(this_run: Run) -> None:
     ("known", "unreported"),
     [
         ("round-000100-try-1", []),
-        ("round-000020-try-1", [{"round_index": 99}]),
-        (None, [{"round_index": 99}]),
+        ("round-000099-try-1", [{"round_index": 99}]),
+        ("round-000098-try-1", [{"round_index": 98}, {"round_index": 99}]),
+        (None, [{"round_index": 97}, {"round_index": 98}, {"round_index": 99}]),
     ],
 )
 def test_the_newest_is_restored_and_what_ray_never_heard_of_it_is_reported(
@@ -138,7 +143,7 @@ def test_a_later_attempt_is_newer_than_an_earlier_one_at_the_same_round(this_run
     state = State()
     attempt, rows = restore(state, this_run, workers=ALONE, device=CPU)
     assert (state.number, attempt) == (20, 2)
-    assert rows == [{"round_index": 19}]
+    assert rows == [{"round_index": index} for index in (17, 18, 19)]
 
 
 @pytest.mark.parametrize(
