@@ -40,6 +40,12 @@ def new_model(config: ModelConfig, *, num_classes: int, seed: int) -> Classifier
     return model.to(memory_format=torch.channels_last)
 
 
+def from_scratch(description: ModelDescription, *, seed: int) -> Classifier:
+    """Classifier as described, with weights drawn from ``seed`` whatever it was trained from."""
+    config = dataclasses.replace(description.config, pretrained=False)
+    return new_model(config, num_classes=description.num_classes, seed=seed)
+
+
 def model_from(description: ModelDescription, *, weights: str) -> Classifier:
     """Classifier as described, with the weights at a location or in a .safetensors file.
 
@@ -47,8 +53,7 @@ def model_from(description: ModelDescription, *, weights: str) -> Classifier:
         ValueError: the weights are another architecture's or another class count's.
         StorageError: they cannot be read.
     """
-    config = dataclasses.replace(description.config, pretrained=False)
-    model = new_model(config, num_classes=description.num_classes, seed=0)
+    model = from_scratch(description, seed=0)
     load_weights(model, read_weights(weights), source=weights)
     return model
 

@@ -5,6 +5,7 @@ flatter what is chosen.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from typing import NamedTuple
 
 import torch
 
-from protection.audit.attacks import IMAGES_FOR, Attack
+from protection.audit.attacks import IMAGES_FOR, Attack, Means
 from protection.audit.families import AttackFamily
 from protection.audit.fine_tuning import fine_tune
+from protection.seeds import derive_seed
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import DomainConfig, open_domain
-from ray_jobs.model_files import ModelDescription, model_from, new_model
+from ray_jobs.model_files import ModelDescription, from_scratch, model_from
 from ray_jobs.reporting import Row
 from ray_jobs.runs import Run
 
@@ -166,10 +168,14 @@ def fine_tune_quickly(attacked: Attacked, cell: QuickCell) -> list[Row]:
         image_size=description.config.image_size,
     )
     if cell.scratch:
-        config = dataclasses.replace(description.config, pretrained=False)
-        model = new_model(config, num_classes=description.num_classes, seed=cell.seed)
+        model = from_scratch(description, seed=cell.seed)
     else:
         model = model_from(description, weights=attacked.model)
+    seed = derive_seed(cell.seed, "fresh")  # redrawing the from-scratch start must change it
+    means = Means(
+        fresh=functools.partial(from_scratch, description, seed=seed),
+        is_scratch=cell.scratch is not None,
+    )
     epochs = fine_tune(
         model.to(torch.device("cuda" if attacked.is_gpu else "cpu")),
         cell.attack,
@@ -177,5 +183,6 @@ def fine_tune_quickly(attacked: Attacked, cell: QuickCell) -> list[Row]:
         domain.validation,
         epochs=attacked.epochs,
         seed=cell.seed,
+        means=means,
     )
     return [{"epoch": epoch.epoch, "accuracy": epoch.test_accuracy} for epoch in epochs]

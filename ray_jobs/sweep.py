@@ -24,7 +24,16 @@ from ray_jobs.sweep_progress import SweepProgress
 from ray_jobs.sweep_recipe import Sweep
 from ray_jobs.sweep_records import FINISHED, Trial, ranked, read_trials
 from ray_jobs.sweep_report import commit_sweep
-from ray_jobs.sweep_space import Space, as_grid, as_text, check_space, ends, find_space, with_values
+from ray_jobs.sweep_space import (
+    Space,
+    as_grid,
+    as_text,
+    check_space,
+    ends,
+    find_space,
+    own_values,
+    with_values,
+)
 from ray_jobs.sweep_trials import SCORE, Plan, run_trial
 from ray_jobs.swept_jobs import SWEPT_JOBS, Judge
 from ray_jobs.tuning import concurrent_trials, early_stopping, has_begun, run_trials, searcher
@@ -84,7 +93,15 @@ def run(job: Sweep) -> str:
     output = str(this_run.output / "winner")
     winner = with_values(opened.base, {**trials[0].fields, "output": output})
     audit = None if opened.audit is None else _audit(job, opened.audit, trials[0], this_run)
-    commit_sweep(job, this_run, trials, opened.space, winner=winner, audit=audit)
+    commit_sweep(
+        job,
+        this_run,
+        trials,
+        opened.space,
+        own=own_values(opened.base, opened.space),
+        winner=winner,
+        audit=audit,
+    )
     return str(this_run.output)
 
 
@@ -149,6 +166,7 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
     search, param_space = searcher(
         job.search,
         opened.space,
+        first=own_values(opened.base, opened.space),
         metrics=metrics,
         num_trials=opened.num_trials,
         concurrent=concurrent,

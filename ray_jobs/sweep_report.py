@@ -34,6 +34,7 @@ def commit_sweep(
     trials: Sequence[Trial],
     space: Space,
     *,
+    own: dict[str, Any] | None,
     winner: Any,
     audit: str | None,
 ) -> None:
@@ -44,17 +45,20 @@ def commit_sweep(
         this_run: its run.
         trials: best first; the first was measured.
         space: that they are from.
+        own: values of the recipe that was swept; None where the space has others alone.
         winner: recipe of the first.
         audit: where its audit is.
     """
     table = _Table(job, trials)
-    summary = _summary(job, trials, audit)
+    unchanged = next((trial for trial in trials if trial.fields == own), None)
+    summary = _summary(job, trials, unchanged, audit)
     recipe = _winner_yaml(job, winner, trials[0])
     markdown = "\n".join([*summary, "", *table.markdown(), ""])
     report = {
         "job": job.job,
         "objective": job.objective,
         "winner": trials[0].trial_id,
+        "unchanged": None if unchanged is None else unchanged.trial_id,
         "pareto_set": [trial.trial_id for trial in _pareto(job, trials)],
         "audit": audit,
         "trials": [dataclasses.asdict(trial) for trial in trials],
@@ -88,15 +92,21 @@ def _pareto(job: Sweep, trials: Sequence[Trial]) -> list[Trial]:
     return pareto_set(trials, ("drop", "gain")) if job.job == "protect-model" else []
 
 
-def _summary(job: Sweep, trials: Sequence[Trial], audit: str | None) -> list[str]:
+def _summary(
+    job: Sweep, trials: Sequence[Trial], unchanged: Trial | None, audit: str | None
+) -> list[str]:
     best = trials[0]
     counts = {state: sum(t.state == state for t in trials) for state in _states(trials)}
-    shown = ", ".join(f"{name} {percent(value)}" for name, value in _shown(job, best).items())
     lines = [
         f"{len(trials)} trials of {job.job}: "
         f"{', '.join(f'{number} {state}' for state, number in counts.items())}.",
-        f"The best on validation images is {best.trial_id}: {shown}.",
+        f"The best on validation images is {best.trial_id}: {_in_words(job, best)}.",
     ]
+    if unchanged is best:
+        lines.append("That is the recipe as it was: nothing that was tried is better.")
+    elif unchanged is not None and unchanged.state == FINISHED:
+        words = _in_words(job, unchanged)
+        lines.append(f"The recipe as it was is {unchanged.trial_id}: {words}.")
     if best.metrics.get("drop", 0) > job.max_original_drop and job.job == "protect-model":
         lines.append(
             f"NONE kept the original accuracy within {percent(job.max_original_drop)}: the best is "
@@ -105,6 +115,10 @@ def _summary(job: Sweep, trials: Sequence[Trial], audit: str | None) -> list[str
     if audit is not None:
         lines.append(f"Its audit on test images is {audit}.")
     return lines
+
+
+def _in_words(job: Sweep, trial: Trial) -> str:
+    return ", ".join(f"{name} {percent(value)}" for name, value in _shown(job, trial).items())
 
 
 def _states(trials: Sequence[Trial]) -> list[str]:

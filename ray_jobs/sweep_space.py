@@ -94,6 +94,27 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return recipe_from(plain, type(recipe))
 
 
+def own_values(recipe: Any, space: Space) -> dict[str, Any] | None:
+    """Return the values that ``recipe`` has already; None where ``space`` would not try them."""
+    plain = to_plain(recipe)
+    values: dict[str, Any] = {}
+    for path, domain in space.items():
+        value: Any = plain
+        for part in path.split("."):
+            value = value[_place(value, part)]
+        if not _holds(domain, value):
+            return None
+        values[path] = value
+    return values
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    if isinstance(domain, Categorical):
+        return value in domain.categories
+    low, high = ends("", domain)
+    return isinstance(value, int | float) and bool(low <= value <= high)
+
+
 def field_paths(plain: Any, prefix: str = "") -> Iterator[str]:
     """Path of everything in nested dictionaries and lists."""
     is_list = isinstance(plain, list)

@@ -117,13 +117,21 @@ def has_begun(state: Location) -> bool:
 
 
 def searcher(
-    name: str, space: Space, *, metrics: list[str], num_trials: int, concurrent: int, seed: int
+    name: str,
+    space: Space,
+    *,
+    first: dict[str, Any] | None,
+    metrics: list[str],
+    num_trials: int,
+    concurrent: int,
+    seed: int,
 ) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
     """Return the search ``name``, and ``space`` as it samples from it.
 
     Args:
         name: random, grid or optuna.
         space: of the sweep.
+        first: what is tried before anything is sampled; None: nothing. A grid tries all anyway.
         metrics: to minimise; several make a multi-objective search.
         num_trials: that there will be.
         concurrent: trials at a time. Tune's own setting is for Tune's own choice of a search.
@@ -132,13 +140,23 @@ def searcher(
     Raises:
         UsageError: the search cannot try this space.
     """
-    if name != "optuna":
-        generator = BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
-        return generator, as_grid(space) if name == "grid" else dict(space)
+    points = None if first is None else [first]
+    if name == "grid":
+        return BasicVariantGenerator(max_concurrent=concurrent), as_grid(space)
+    if name == "random":
+        generator = BasicVariantGenerator(
+            points_to_evaluate=points, max_concurrent=concurrent, random_state=seed
+        )
+        return generator, dict(space)
     # By default the first ten are random, which of a small sweep would be most.
     sampler = optuna.samplers.TPESampler(n_startup_trials=min(10, num_trials // 3 + 1), seed=seed)
     # A list even of one: what a run reports on its way is then left to the scheduler.
-    search = OptunaSearch(metric=metrics, mode=["min"] * len(metrics), sampler=sampler)
+    search = OptunaSearch(
+        metric=metrics,
+        mode=["min"] * len(metrics),
+        sampler=sampler,
+        points_to_evaluate=points,
+    )
     return ConcurrencyLimiter(search, max_concurrent=concurrent), dict(space)
 
 

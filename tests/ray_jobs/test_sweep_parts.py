@@ -33,11 +33,12 @@ from ray_jobs.sweep_records import (
     read_trials,
     write_trial,
 )
-from ray_jobs.sweep_space import as_grid, as_text, check_space, find_space, with_values
+from ray_jobs.sweep_space import as_grid, as_text, check_space, find_space, own_values, with_values
 from ray_jobs.swept_jobs import SWEPT_JOBS, Appropriation, appropriate_once
 from ray_jobs.tuning import concurrent_trials, searcher
 from storage.location import Location, parse_location
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED, TINY
+from tune_spaces import SPACES
 
 JOB = ProtectModel(model="m", original=ORIGINAL, restricted=[RESTRICTED], output="out")
 OWN_SPACE = {"sophon.rounds": tune.randint(1, 4)}
@@ -256,10 +257,44 @@ def test_as_many_trials_at_a_time_as_the_machines_have_room_for(
 def test_no_search_begins_more_trials_than_there_is_room_for(name: str) -> None:
     space = {"sophon.query_size": tune.choice([10, 20])}
     search, param_space = searcher(
-        name, space, metrics=["score"], num_trials=4, concurrent=3, seed=0
+        name, space, first=None, metrics=["score"], num_trials=4, concurrent=3, seed=0
     )
     assert search.max_concurrent == 3
     assert list(param_space) == list(space)
+
+
+@pytest.mark.parametrize("name", ["random", "optuna"])
+def test_the_recipe_as_it_is_is_tried_first(name: str) -> None:
+    space = SPACES["protect-model"]["sophon-rates"]
+    own = own_values(JOB, space)
+    assert own == {
+        "sophon.suppression_lr": JOB.sophon.suppression_lr,
+        "sophon.reinforcement_lr": JOB.sophon.reinforcement_lr,
+    }
+    search, _ = searcher(
+        name, space, first=own, metrics=["score"], num_trials=4, concurrent=3, seed=0
+    )
+    search.set_search_properties("score", "min", dict(space))
+    if name == "optuna":
+        assert search.suggest("a trial") == own
+    else:  # which makes trials of a registered trainable only
+        assert search._points_to_evaluate == [own]
+
+
+@pytest.mark.parametrize(
+    ("space", "own"),
+    [
+        ({"sophon.query_size": tune.choice([20, 40])}, {"sophon.query_size": 20}),
+        ({"sophon.query_size": tune.choice([10, 40])}, None),
+        ({"sophon.clip_norm": tune.uniform(0.6, 1)}, None),
+        ({"sophon.clip_norm": tune.uniform(0.4, 1)}, {"sophon.clip_norm": 0.5}),
+        ({"sophon.adversary.0.optimizers.0": tune.choice(["sgd"])}, "sgd"),
+        ({"sophon.rounds": tune.randint(1, 10)}, None),
+    ],
+)
+def test_a_recipe_that_the_space_would_not_try_is_not_tried_first(space: Any, own: Any) -> None:
+    expected = dict.fromkeys(space, own) if own == "sgd" else own
+    assert own_values(JOB, space) == expected
 
 
 def test_a_job_that_no_machine_has_room_for_is_refused() -> None:

@@ -75,7 +75,9 @@ def published(job: Sweep) -> dict[str, str]:
     this_run = find_run(job, verb="sweep")
     begin(this_run)
     winner = with_values(base, {**trials[0].fields, "output": f"{job.output}/winner"})
-    commit_sweep(job, this_run, trials, SPACE, winner=winner, audit="/audits/a")
+    commit_sweep(
+        job, this_run, trials, SPACE, own=trials[2].fields, winner=winner, audit="/audits/a"
+    )
     names = ("sweep.json", "sweep.md", "sweep.html", "winner.yaml")
     return {name: read_part(job.output, name).decode() for name in names}
 
@@ -84,6 +86,7 @@ def test_winner_is_within_the_limit_and_its_recipe_runs_as_it_is(
     published: dict[str, str], job: Sweep
 ) -> None:
     report = json.loads(published["sweep.json"])
+    assert report["unchanged"] == "t0"
     assert report["winner"] == "t1"  # t2 gains less, but costs 40 points of original accuracy
     assert report["pareto_set"] == ["t3", "t1", "t2"]
     assert [trial["trial_id"] for trial in report["trials"]] == ["t1", "t3", "t0", "t4", "t2", "t9"]
@@ -103,6 +106,7 @@ def test_table_has_every_trial_and_says_why_one_failed(published: dict[str, str]
     text = published["sweep.md"]
     assert "6 trials of protect-model: 5 finished, 1 failed." in text
     assert "The best on validation images is t1: gain -5.0 %, drop 1.5 %." in text
+    assert "The recipe as it was is t0: gain 2.0 %, drop 1.0 %." in text
     assert "Its audit on test images is /audits/a." in text
     rows = [line for line in text.splitlines() if line.startswith("| t")]
     assert len({row.count("|") for row in rows}) == 1  # a bar in a message would add a column
@@ -133,7 +137,7 @@ def test_sweep_in_which_nothing_kept_the_accuracy_says_so(tmp_path: Path) -> Non
     trials = [t for t in measured_trials() if t.metrics["drop"] > 0.02]
     base = ProtectModel(model="m", original=ORIGINAL, restricted=[RESTRICTED], output="out")
     this_run = find_run(job, verb="sweep")
-    commit_sweep(job, this_run, ranked(trials), SPACE, winner=base, audit=None)
+    commit_sweep(job, this_run, ranked(trials), SPACE, own=None, winner=base, audit=None)
     text = read_part(job.output, "sweep.md").decode()
     assert "NONE kept the original accuracy within 2.0 %" in text
     assert "best on validation images is t4" in text
@@ -149,7 +153,10 @@ def test_page_of_a_job_with_one_metric_has_no_trade(tmp_path: Path) -> None:
         score=-0.9,
     )
     space = {"training.learning_rate": tune.loguniform(1e-3, 0.5)}
-    commit_sweep(job, find_run(job, verb="sweep"), [trial], space, winner=base, audit=None)
+    commit_sweep(
+        job, find_run(job, verb="sweep"), [trial], space, own=trial.fields, winner=base, audit=None
+    )
     page = read_part(job.output, "sweep.html").decode()
     assert page.count("<svg") == 1
+    assert "That is the recipe as it was: nothing that was tried is better." in page
     assert "validation_accuracy 90.0 %" in page
