@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -98,6 +99,9 @@ def transfer_gains(
 ) -> dict[str, float]:
     """Validation accuracy that each attack gains from the given weights over weights from scratch.
 
+    The mean over the epochs, that is, the area between the two curves. At the last epoch alone many
+    attacks are where any weights would have got them, and no trial differs from any other.
+
     Args:
         attacked: the model.
         audit: the attacks; the mean over its seeds counts.
@@ -130,7 +134,7 @@ def transfer_gains(
         name = str(cell.attack)
         if len(attacked.restricted) > 1:
             name = f"domain {cell.domain_index}: {name}"
-        gains.setdefault(name, []).append(_reached(curves[cell]) - _reached(curves[base]))
+        gains.setdefault(name, []).append(_mean(curves[cell]) - _mean(curves[base]))
     means = {name: sum(values) / len(values) for name, values in gains.items()}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
@@ -154,9 +158,8 @@ def _fingerprint(attacked: Attacked) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _reached(curve: list[Row]) -> float:
-    accuracy: float = curve[-1]["accuracy"]
-    return accuracy
+def _mean(curve: list[Row]) -> float:
+    return statistics.fmean(row["accuracy"] for row in curve)
 
 
 def fine_tune_quickly(attacked: Attacked, cell: QuickCell) -> list[Row]:
