@@ -2,6 +2,8 @@
 # A developer needs Python 3.11 or 3.12 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests on Ray wait more than they compute: one process has them, the other has the rest.
+SHARED := --numprocesses 2 --dist loadgroup
 UV_VERSION := 0.13.9
 
 .PHONY: demo test check lock clean
@@ -10,13 +12,13 @@ demo: .venv/installed  ## protect and audit a digit classifier and a set of phot
 	$(BIN)/ringfence demo
 
 test: .venv/installed  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 check: .venv/installed  ## format, lint and types, then every test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy protection storage tune_spaces ray_jobs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 lock: .venv/uv  ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
