@@ -23,6 +23,7 @@ from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.workers import current_device, current_workers
 from storage.location import parse_location
+from storage.weight_shards import WEIGHTS_SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class ProtectModel:
 
     model: str
     """The model to protect: a committed location, as `pretrain` printed it, or a .safetensors
-    file."""
+    file, or the .safetensors.index.json of several."""
     original: DomainConfig
     """The domain that the model was trained on and must keep serving."""
     restricted: list[DomainConfig]
@@ -46,7 +47,7 @@ class ProtectModel:
 
     def __post_init__(self) -> None:
         """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
-        is_file = self.model.endswith(".safetensors")
+        is_file = self.model.endswith(WEIGHTS_SUFFIXES)
         if is_file and self.network is None:
             raise ValueError(
                 f"model is {self.model}, which does not say what network it is of; expected "
