@@ -16,6 +16,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from protection.batches import Batch
+from protection.released import ReleasedModel
+from protection.tasks import CLASSIFICATION, Examples
+
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
@@ -59,9 +63,10 @@ class ModelConfig:
             raise ValueError(f"pixel_std is {self.pixel_std}; expected positive numbers")
 
 
-class Classifier(nn.Module):
+class Classifier(ReleasedModel):
     """A network with pixel normalisation in front and a linear head that can be redrawn."""
 
+    task = CLASSIFICATION
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -86,6 +91,11 @@ class Classifier(nn.Module):
         """``(B, K)`` logits of ``images``, ``(B, C, H, W)`` in [0, 1]."""
         return cast(Tensor, self.network((images - self.pixel_mean) / self.pixel_std))
 
+    def examples(self, batch: Batch, *key: int | str) -> Examples:
+        """Return images and labels as they are; nothing is drawn."""
+        del key
+        return Examples((batch.images,), batch.labels)
+
     def features(self, images: Tensor) -> Tensor:
         """``(B, D)`` penultimate features: what the head receives."""
         caught: list[Tensor] = []
@@ -105,11 +115,6 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of outputs."""
         return self.head.out_features
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
 
 def replace_head(model: Classifier, head: nn.Linear) -> None:
