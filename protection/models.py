@@ -1,20 +1,21 @@
-"""Classifiers by name, whatever library they come from.
+"""Classifiers: a network, what it takes, and its head.
 
 A `Classifier` keeps the network as its library built it, so that its weights load without
 Ringfence, and adds what every job needs: pixel normalisation inside the model, its head, and its
 penultimate features.
 """
 
-import difflib
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
+
+from protection.architectures import build_network, find_head, shrink_stem
+from protection.batches import Batch
+from protection.released import ReleasedModel
+from protection.tasks import CLASSIFICATION, Examples
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -59,9 +60,10 @@ class ModelConfig:
             raise ValueError(f"pixel_std is {self.pixel_std}; expected positive numbers")
 
 
-class Classifier(nn.Module):
+class Classifier(ReleasedModel):
     """A network with pixel normalisation in front and a linear head that can be redrawn."""
 
+    task = CLASSIFICATION
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -76,7 +78,7 @@ class Classifier(nn.Module):
         """Wrap ``network``, whose last linear layer with ``num_classes`` outputs is its head."""
         super().__init__()
         self.network = network
-        self.head_name = _find_head(network, num_classes=num_classes)
+        self.head_name = find_head(network, num_classes=num_classes)
         # Not persistent: the weights keep the names and the number of tensors of the library's own
         # network.
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -85,6 +87,11 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``(B, K)`` logits of ``images``, ``(B, C, H, W)`` in [0, 1]."""
         return cast(Tensor, self.network((images - self.pixel_mean) / self.pixel_std))
+
+    def examples(self, batch: Batch, *key: int | str) -> Examples:
+        """Return images and labels as they are; nothing is drawn."""
+        del key
+        return Examples((batch.images,), batch.labels)
 
     def features(self, images: Tensor) -> Tensor:
         """``(B, D)`` penultimate features: what the head receives."""
@@ -105,11 +112,6 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of outputs."""
         return self.head.out_features
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
 
 def replace_head(model: Classifier, head: nn.Linear) -> None:
@@ -135,16 +137,14 @@ def build_model(config: ModelConfig, *, num_classes: int) -> Classifier:
     Raises:
         ValueError: the name, an option or the stem does not fit; the message says what would.
     """
-    library, _, name = config.architecture.partition("/")
-    if library == "timm":
-        network = _build_timm(config, name, num_classes=num_classes)
-    elif library == "torchvision":
-        network = _build_torchvision(config, name, num_classes=num_classes)
-    else:
-        factory = _import_factory(config.architecture)
-        network = _call(config, factory, num_classes=num_classes)
+    network = build_network(
+        config.architecture,
+        num_classes=num_classes,
+        options=config.options,
+        pretrained=config.pretrained,
+    )
     if config.small_image_stem:
-        _shrink_stem(network, config.architecture)
+        shrink_stem(network, config.architecture)
     pretrained_cfg = getattr(network, "pretrained_cfg", None) if config.pretrained else None
     own = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else {}
     return Classifier(
@@ -155,117 +155,12 @@ def build_model(config: ModelConfig, *, num_classes: int) -> Classifier:
     )
 
 
-def _build_timm(config: ModelConfig, name: str, *, num_classes: int) -> nn.Module:
-    if not timm.is_model(name):
-        raise ValueError(_unknown(config.architecture, "timm", name, timm.list_models()))
-
-    def factory(**options: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=config.pretrained, **options)
-
-    return _call(config, factory, num_classes=num_classes)
-
-
-def _build_torchvision(config: ModelConfig, name: str, *, num_classes: int) -> nn.Module:
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise ValueError(_unknown(config.architecture, "torchvision", name, names))
-    # Auxiliary heads (GoogLeNet, Inception) would make the output a tuple in train mode.
-    extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-
-    def factory(*, num_classes: int, **options: Any) -> nn.Module:
-        if not config.pretrained:
-            return cast(
-                nn.Module,
-                torchvision.models.get_model(name, num_classes=num_classes, **extra, **options),
-            )
-        network = cast(
-            nn.Module, torchvision.models.get_model(name, weights="DEFAULT", **extra, **options)
-        )
-        # torchvision builds pre-trained networks with their own class count only.
-        head_name = _find_head(network, num_classes=None)
-        old = cast(nn.Linear, network.get_submodule(head_name))
-        network.set_submodule(head_name, nn.Linear(old.in_features, num_classes))
-        return network
-
-    return _call(config, factory, num_classes=num_classes)
-
-
-def _call(config: ModelConfig, factory: Callable[..., nn.Module], *, num_classes: int) -> nn.Module:
-    try:
-        network = factory(num_classes=num_classes, **config.options)
-    except (TypeError, AssertionError) as error:  # both are how constructors refuse an argument
-        raise ValueError(
-            f"options is {config.options}, which {config.architecture} does not take ({error}); "
-            "expected keyword arguments of its constructor"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(  # noqa: TRY004 - the caller's recipe is wrong, not a type in our code
-            f"architecture is {config.architecture!r}, which returned {type(network).__name__}; "
-            "expected a torch.nn.Module"
-        )
-    return network
-
-
-def _import_factory(architecture: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = architecture.partition(":")
-    if not attribute or "/" in architecture:
-        raise ValueError(
-            f"architecture is {architecture!r}; expected timm/NAME, torchvision/NAME or "
-            "package.module:factory"
-        )
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"architecture is {architecture!r}, which cannot be imported ({error}); expected a "
-            "module on PYTHONPATH and a function in it"
-        ) from error
-    return cast(Callable[..., nn.Module], factory)
-
-
-def _unknown(architecture: str, library: str, name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f" (did you mean {' or '.join(f'{library}/{n}' for n in near)}?)" if near else ""
-    return (
-        f"architecture is {architecture!r}, which names no {library} model; expected one of "
-        f"{library}'s {len(names)} models{hint}"
-    )
-
-
-def _find_head(network: nn.Module, *, num_classes: int | None) -> str:
-    """Name of the last linear layer with ``num_classes`` outputs (any number where it is None)."""
-    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
-    heads: list[str] = [
-        n for n, m in linear.items() if num_classes is None or m.out_features == num_classes
-    ]
-    if not heads:
-        raise ValueError(
-            f"{type(network).__name__} has no linear layer with {num_classes} outputs (its linear "
-            f"layers end in {sorted({m.out_features for m in linear.values()})}); expected one as "
-            "its head"
-        )
-    return heads[-1]
-
-
-def _shrink_stem(network: nn.Module, architecture: str) -> None:
-    convolutions = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
-    poolings = [n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)]
-    if not convolutions or convolutions[0][1].stride == (1, 1) or not poolings:
-        raise ValueError(
-            f"small_image_stem is true, but {architecture} does not begin with a strided "
-            "convolution and a max-pooling; expected false (or a ResNet, DenseNet or GoogLeNet)"
-        )
-    name, old = convolutions[0]
-    new = nn.Conv2d(
-        old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None
-    )
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    network.set_submodule(name, new)
-    network.set_submodule(poolings[0], nn.Identity())
-
-
-def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, source: str) -> None:
+def load_weights(
+    model: Classifier, weights: Mapping[str, Tensor], *, source: str, keeps_head: bool = False
+) -> None:
     """Copy ``weights`` into the network; every tensor must be there, with its shape.
+
+    Where the model ``keeps_head``, that of ``weights`` is left out, whatever it is.
 
     Raises:
         ValueError: ``weights`` are another architecture's or another class count's; ``source`` is
@@ -273,10 +168,14 @@ def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, source: st
     """
     own = model.network.state_dict()
     head_key = f"{model.head_name}.weight"
+    if keeps_head:
+        head = {name: t for name, t in own.items() if name.startswith(f"{model.head_name}.")}
+        weights = {**weights, **head}
     if head_key in weights and weights[head_key].shape != own[head_key].shape:
         raise ValueError(
             f"{source} has a head of shape {tuple(weights[head_key].shape)}, but the model's is "
-            f"{tuple(own[head_key].shape)}; expected {own[head_key].shape[0]} classes"
+            f"{tuple(own[head_key].shape)}; expected {own[head_key].shape[0]} classes "
+            "(or pretrain with new_head: true)"
         )
     missing = sorted(own.keys() - weights.keys())
     unexpected = sorted(weights.keys() - own.keys())

@@ -15,11 +15,11 @@ from storage.commit import read_manifest
 from storage.errors import StorageError
 from storage.location import parse_location
 from storage.manifest import Manifest
+from storage.weight_shards import WEIGHTS_SUFFIXES
 
 PARENTS: Final = "parents"
 _COMMIT: Final = "_commit"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_WEIGHTS_FILE: Final = ".safetensors"
 
 
 def parent(name: str, location: str | None) -> dict[str, object]:
@@ -108,7 +108,7 @@ def _data(role: str, sha256: str, named: object, *, seen: frozenset[str]) -> Anc
 
 def _is_weights_file(source: str) -> bool:
     try:
-        return parse_location(source).name.endswith(_WEIGHTS_FILE)
+        return parse_location(source).name.endswith(WEIGHTS_SUFFIXES)
     except StorageError:
         return False
 

@@ -1,26 +1,27 @@
 """Models as they are kept: what is committed for one, and a classifier made of it again.
 
-A committed model is `model.safetensors` under the names of the library's own network, and a
+A committed model is `model.safetensors`, or several such files and their index, under the names of
+the library's own network, and a
 description in the manifest: architecture, class count, class names, and where it came from.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from protection.models import Classifier, ModelConfig, build_model, load_weights
 from protection.seeds import seeded
 from ray_jobs.errors import UsageError
-from storage.checkpoints import read_weights, tensors_to_bytes
+from storage.checkpoints import read_weights, stage_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
 from storage.manifest import Manifest, Part
+from storage.weight_shards import SHARD_BYTES
 
 MODEL_KIND: Final = "model"
-WEIGHTS_PART: Final = "model.safetensors"
 
 
 class ModelDescription(NamedTuple):
@@ -47,7 +48,7 @@ def from_scratch(description: ModelDescription, *, seed: int) -> Classifier:
 
 
 def model_from(description: ModelDescription, *, weights: str) -> Classifier:
-    """Classifier as described, with the weights at a location or in a .safetensors file.
+    """Classifier as described, with the weights at a location or in .safetensors files.
 
     Raises:
         ValueError: the weights are another architecture's or another class count's.
@@ -91,10 +92,14 @@ def commit_model(
     *,
     facts: Mapping[str, object],
     staged: Mapping[str, Part] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
     """Publish ``model`` at ``output`` with its description and the ``facts`` of how it was made.
 
-    ``staged`` are further parts, staged at ``output`` before.
+    ``staged`` are further parts, staged at ``output`` before. ``weights`` are the network's, in one
+    piece, where those of ``model`` are in parts over a group of workers. Weights of more than
+    ``shard_bytes`` come into several files.
 
     Raises:
         AlreadyCommittedError: something else is committed at ``output``.
@@ -109,18 +114,19 @@ def commit_model(
         "num_classes": description.num_classes,
         "class_names": description.class_names,
     }
-    weights = weights_to_bytes(model)
+    parts = stage_weights(
+        output, model.network.state_dict() if weights is None else weights, shard_bytes=shard_bytes
+    )
     try:
         return commit(
             output,
-            {WEIGHTS_PART: weights, **(staged or {})},
+            {**parts, **(staged or {})},
             kind=MODEL_KIND,
             description={**facts, "model": described},
         )
     except AlreadyCommittedError:
         # A worker that dies between its commit and the end of the run commits once more.
         manifest = read_manifest(output)
-        part = manifest.parts.get(WEIGHTS_PART)
-        if part is None or part.sha256 != hashlib.sha256(weights).hexdigest():
+        if any(manifest.parts.get(name) != part for name, part in parts.items()):
             raise
         return manifest

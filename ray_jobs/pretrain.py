@@ -32,8 +32,10 @@ class Pretrain:
     output: str
     """Location to commit the model to; must not exist yet."""
     weights: str | None = None
-    """Start from these weights: a committed model, or a .safetensors file; null: drawn from the
-    seed."""
+    """Start from these weights: a committed model, a .safetensors file, or the
+    .safetensors.index.json of several; null: drawn from the seed."""
+    new_head: bool = False
+    """Draw the head anew and take the rest from `weights`, which may be of other classes."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trajectory_checkpoints: int | None = None
     """Evenly spaced checkpoints to commit with the model: the trajectory that protect-data needs
@@ -41,12 +43,17 @@ class Pretrain:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        """Reject a cluster that the work cannot fill, and more checkpoints than epochs."""
+        """Reject what cannot be trained, and a cluster that the work cannot fill."""
         checkpoints, epochs = self.trajectory_checkpoints, self.training.epochs
         if checkpoints is not None and not 1 <= checkpoints <= epochs:
             raise ValueError(
                 f"trajectory_checkpoints is {checkpoints}, but training.epochs is {epochs}; "
                 f"expected 1 to {epochs}, or null for none"
+            )
+        if self.new_head and self.weights is None:
+            raise ValueError(
+                "new_head is true, but weights is null, so everything is new; expected weights to "
+                "take the rest from, or new_head: false"
             )
         if self.cluster.workers > self.training.shards:
             raise ValueError(
@@ -152,5 +159,5 @@ def _commit(
 def _start_model(job: Pretrain, domain: Domain) -> Classifier:
     model = new_model(job.model, num_classes=domain.train.num_classes, seed=job.training.seed)
     if job.weights is not None:
-        load_weights(model, read_weights(job.weights), source=job.weights)
+        load_weights(model, read_weights(job.weights), source=job.weights, keeps_head=job.new_head)
     return model

@@ -16,8 +16,18 @@ from torch import Tensor
 
 from storage.blobs import open_blobs
 from storage.cache import read_cached_part
+from storage.commit import read_manifest, stage
 from storage.errors import CheckpointError
-from storage.location import parse_location
+from storage.location import Address, Location, parse_location
+from storage.manifest import Part
+from storage.weight_shards import (
+    INDEX_NAME,
+    INDEX_SUFFIX,
+    SHARD_BYTES,
+    index_to_bytes,
+    read_shards,
+    split_weights,
+)
 
 WEIGHTS_NAME: Final = "model.safetensors"
 _PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
@@ -70,13 +80,37 @@ def tensors_from_bytes(data: bytes, *, source: str) -> dict[str, Tensor]:
         ) from error
 
 
+def stage_weights(
+    location: Address, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES
+) -> dict[str, Part]:
+    """Stage ``tensors`` as the weights of the model that will be committed at ``location``.
+
+    One file, or several and their index where it would be larger than ``shard_bytes``; no more than
+    one is in memory at a time. The index names the files as they are stored, so that they are read
+    where they lie.
+
+    Raises:
+        ValueError: a value cannot be stored, see :func:`tensors_to_bytes`.
+    """
+    parts, stored = {}, {}
+    for name, names in split_weights(tensors, shard_bytes=shard_bytes).items():
+        # The key is what Hugging Face's loaders tell torch's safetensors from others by.
+        data = tensors_to_bytes({n: tensors[n] for n in names}, {"format": "pt"})
+        parts[name] = stage(location, name, data)
+        stored[parts[name].path] = names
+    if WEIGHTS_NAME not in parts:
+        parts[INDEX_NAME] = stage(location, INDEX_NAME, index_to_bytes(stored, tensors))
+    return parts
+
+
 def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the weights that ``source`` names, on the CPU.
 
     Args:
-        source: a committed location with a part ``model.safetensors``, which is checked against
-            its manifest and kept on this machine, see :mod:`storage.cache`; or the path or S3
-            address of one ``.safetensors`` file.
+        source: a committed location with a part ``model.safetensors``, or with an index of several
+            files, which are checked against its manifest and kept on this machine, see
+            :mod:`storage.cache`; or the path or S3 address of one ``.safetensors`` file, or of the
+            ``.safetensors.index.json`` of several beside it.
 
     Raises:
         CheckpointError: it is a pickle, or no complete safetensors file.
@@ -85,6 +119,13 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     location = parse_location(source)
     suffix = Path(location.name).suffix.lower()
+    if location.name.endswith(INDEX_SUFFIX):
+        blobs = open_blobs(location.parent)
+        return read_shards(
+            blobs.get(location.name),
+            lambda file: tensors_from_bytes(blobs.get(file), source=str(location.parent / file)),
+            source=str(location),
+        )
     if suffix == ".safetensors":
         data = open_blobs(location.parent).get(location.name)
     elif suffix in _PICKLES:
@@ -93,8 +134,23 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             " it; expected .safetensors (convert with safetensors.torch.save_file)"
         )
     else:
-        data = read_cached_part(location, WEIGHTS_NAME)
+        return _read_committed(location)
     return tensors_from_bytes(data, source=str(location))
+
+
+def _read_committed(location: Location) -> dict[str, Tensor]:
+    manifest = read_manifest(location)
+    names = {part.path: name for name, part in manifest.parts.items()}
+
+    def read(name: str) -> dict[str, Tensor]:
+        data = read_cached_part(location, name, manifest=manifest)
+        return tensors_from_bytes(data, source=str(location))
+
+    if INDEX_NAME not in manifest.parts:
+        return read(WEIGHTS_NAME)
+    index = read_cached_part(location, INDEX_NAME, manifest=manifest)
+    # A file that is no part of the commit is looked for by its name, and said to be missing.
+    return read_shards(index, lambda file: read(names.get(file, file)), source=str(location))
 
 
 def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

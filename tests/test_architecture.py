@@ -11,7 +11,7 @@ HOUSE = {"protection", "storage", "tune_spaces", "ray_jobs"}
 ALLOWED = {
     "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy", "PIL"},
     "storage": {"storage", "torch", "torchvision", "numpy", "pyarrow", "safetensors", "PIL"}
-    | {"boto3", "botocore", "s3transfer", "sklearn"},
+    | {"boto3", "botocore", "s3transfer", "sklearn", "huggingface_hub"},
     "tune_spaces": {"tune_spaces", "ray"},
 }
 

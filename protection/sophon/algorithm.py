@@ -6,13 +6,12 @@ As the paper prints it, for each round::
         theta_phi = fine-tune theta on restricted data
         accumulate the gradient of L_suppression(theta_phi)
     theta <- theta - alpha * Adam(mean gradient)            # suppression.py
-    theta <- theta - beta * Adam(grad L_CE(theta; original))  # reinforcement.py, a few times
+    theta <- theta - beta * Adam(grad L_task(theta; original))  # reinforcement.py, a few times
 
 What the paper does not have: a round after which the original accuracy is too low, or whose
 simulated adversary diverged, is rolled back and only reinforces. The run goes on.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,33 +22,29 @@ import torch
 from protection.batches import Images
 from protection.evaluation import accuracy
 from protection.models import Classifier
+from protection.parted import load_network, load_optimizer, whole_state
+from protection.released import ReleasedModel
 from protection.seeds import derive_seed, generator
-from protection.sophon.adversary import check_fits, draw
+from protection.sophon.adversary import draw
 from protection.sophon.config import SophonConfig
+from protection.sophon.domains import Domains, check_domains
 from protection.sophon.episode import Episode
 from protection.sophon.losses import SUPPRESSION_LOSSES
 from protection.sophon.reinforcement import reinforce
+from protection.sophon.rollback import RoundStart
 from protection.sophon.suppression import Suppression, suppress, suppression_gradient
 from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers
 
 
-class Domains(NamedTuple):
-    """The images a protection sees; no test image is among them."""
-
-    original: Images
-    original_validation: Images
-    restricted: Sequence[Images]
-
-
 class RoundMetrics(NamedTuple):
-    """What one round showed; accuracies are shares in [0, 1]."""
+    """What one round showed; what accuracy is, the model's task defines."""
 
     round_index: int
     original_accuracy: float
     """On original validation images, at the end of the round."""
     original_drop: float
-    """Loss of that accuracy since before the first round."""
+    """Loss of that accuracy since before the first round, as the task counts it."""
     query_loss: float
     finetuned_accuracy: float
     """On restricted query images at the end of the round's episodes."""
@@ -63,7 +58,7 @@ class RoundMetrics(NamedTuple):
 class SophonState:
     """All that a run needs to go on: between rounds, nothing else is remembered."""
 
-    model: Classifier
+    model: ReleasedModel
     suppression_optimizer: torch.optim.Adam
     reinforcement_optimizer: torch.optim.Adam
     start_accuracy: float | None = None
@@ -71,56 +66,39 @@ class SophonState:
     rollbacks_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, object]:
-        """Tensors and numbers, nested; shares memory with the live state."""
-        return {
-            "model": self.model.network.state_dict(),
-            "suppression_optimizer": self.suppression_optimizer.state_dict(),
-            "reinforcement_optimizer": self.reinforcement_optimizer.state_dict(),
-            "start_accuracy": self.start_accuracy,
-            "next_round": self.next_round,
-            "rollbacks_in_a_row": self.rollbacks_in_a_row,
-        }
+        """Tensors and numbers, nested; shares memory with the live state.
+
+        Of a model that is in parts over a group of workers, which must all call it, a copy in one
+        piece in the host's memory.
+        """
+        state: dict[str, object] = whole_state(
+            {
+                "model": self.model.network.state_dict(),
+                "suppression_optimizer": self.suppression_optimizer.state_dict(),
+                "reinforcement_optimizer": self.reinforcement_optimizer.state_dict(),
+                "start_accuracy": self.start_accuracy,
+                "next_round": self.next_round,
+                "rollbacks_in_a_row": self.rollbacks_in_a_row,
+            }
+        )
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned."""
-        self.model.network.load_state_dict(state["model"])
-        self.suppression_optimizer.load_state_dict(state["suppression_optimizer"])
-        self.reinforcement_optimizer.load_state_dict(state["reinforcement_optimizer"])
+        load_network(self.model.network, state["model"])
+        load_optimizer(self.suppression_optimizer, state["suppression_optimizer"])
+        load_optimizer(self.reinforcement_optimizer, state["reinforcement_optimizer"])
         for name in ("start_accuracy", "next_round", "rollbacks_in_a_row"):
             setattr(self, name, state[name])
 
 
-def start(model: Classifier, config: SophonConfig) -> SophonState:
+def start(model: ReleasedModel, config: SophonConfig) -> SophonState:
     """State before the first round; suppression and reinforcement have an Adam each."""
     return SophonState(
         model,
         torch.optim.Adam(model.parameters(), lr=config.suppression_lr),
         torch.optim.Adam(model.parameters(), lr=config.reinforcement_lr),
     )
-
-
-def check_domains(domains: Domains, *, model_classes: int, config: SophonConfig) -> None:
-    """Raise ValueError where the configuration cannot be run on these images."""
-    if domains.original.num_classes != model_classes:
-        raise ValueError(
-            f"the model has {model_classes} classes, but the original domain has "
-            f"{domains.original.num_classes}; expected the domain it was trained on"
-        )
-    if not domains.restricted:
-        raise ValueError("restricted is empty; expected at least one restricted domain")
-    largest = max(size for family in config.adversary for size in family.batch_sizes)
-    for restricted in domains.restricted:
-        check_fits(
-            [method for family in config.adversary for method in family.methods],
-            model_classes=model_classes,
-            domain_classes=restricted.num_classes,
-        )
-        if largest + config.query_size > len(restricted):
-            raise ValueError(
-                f"a step draws {largest} support and {config.query_size} query images, but a "
-                f"restricted domain has {len(restricted)}; expected a smaller batch size or more "
-                "images"
-            )
 
 
 def protect(
@@ -141,8 +119,9 @@ def protect(
 
     Source: SOPHON, algorithm 1.
     """
-    model = state.model
-    check_domains(domains, model_classes=model.num_classes, config=config)
+    model, task = state.model, state.model.task
+    model_classes = model.num_classes if isinstance(model, Classifier) else None
+    check_domains(domains, task=task, model_classes=model_classes, config=config)
 
     def original_accuracy() -> float:
         return accuracy(
@@ -156,13 +135,14 @@ def protect(
     if state.start_accuracy is None:
         state.start_accuracy = original_accuracy()
     for round_index in range(state.next_round, config.rounds):
-        before = copy.deepcopy(state.state_dict())
+        before = _round_start(state, config)
         suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
         current, failure = original_accuracy(), suppression.failure
-        if failure is None and state.start_accuracy - current > config.max_original_drop:
+        drop = task.drop(state.start_accuracy, current)
+        if failure is None and before is not None and drop > config.max_original_drop:
             failure = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
-            state.load_state_dict(before)
+            before.restore()
             reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
             current = original_accuracy()
         state.next_round = round_index + 1
@@ -176,13 +156,21 @@ def protect(
         yield RoundMetrics(
             round_index=round_index,
             original_accuracy=current,
-            original_drop=state.start_accuracy - current,
+            original_drop=task.drop(state.start_accuracy, current),
             query_loss=suppression.query_loss,
             finetuned_accuracy=suppression.finetuned_accuracy,
             reinforcement_loss=reinforcement_loss,
             gradient_norm=suppression.gradient_norm,
             is_rolled_back=failure is not None,
         )
+
+
+def _round_start(state: SophonState, config: SophonConfig) -> RoundStart | None:
+    """Copy what a bad round is undone with; None where no round is bad."""
+    if config.max_original_drop == 1:
+        return None
+    optimizers = [state.suppression_optimizer, state.reinforcement_optimizer]
+    return RoundStart(state.model, optimizers, in_host_memory=config.memory.host_copies)
 
 
 def draw_episodes(
@@ -212,8 +200,9 @@ def _suppress(
         mean = suppression_gradient(
             state.model,
             draw_episodes(round_index, domains.restricted, config=config),
-            suppression_loss=SUPPRESSION_LOSSES[config.suppression_loss],
+            suppression_loss=SUPPRESSION_LOSSES[state.model.task.name][config.suppression_loss],
             workers=workers,
+            memory=config.memory,
         )
         norm = suppress(
             state.model,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from protection.savings import MemoryConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.losses import SUPPRESSION_LOSSES
 
@@ -42,15 +43,18 @@ class SophonConfig:
     never, as in the paper."""
     max_rollbacks: int = 20
     """Rounds rolled back one after another before the run gives up."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What is saved so that a large model fits."""
     seed: int = 0
     """Of episodes, strategies and batches."""
 
     def __post_init__(self) -> None:
         """Reject values that no run can use."""
-        if self.suppression_loss not in SUPPRESSION_LOSSES:
+        known = [name for losses in SUPPRESSION_LOSSES.values() for name in losses]
+        if self.suppression_loss not in known:
             raise ValueError(
                 f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
-                f"of {', '.join(SUPPRESSION_LOSSES)}"
+                f"of {', '.join(known)}"
             )
         for name in (
             "rounds",
@@ -83,6 +87,13 @@ class SophonConfig:
                     else ""
                 )
             )
+        if self.adversary and self.memory.batch_parts > self.most_parts:
+            raise ValueError(
+                f"memory.batch_parts is {self.memory.batch_parts}, but query_size is "
+                f"{self.query_size} and the smallest support batch "
+                f"{min(self._batch_sizes)}; expected at most {self.most_parts}, which leaves 2 "
+                "images to each part"
+            )
         if not self.adversary:
             raise ValueError("adversary is empty, so no episode can be drawn; expected a family")
         if self.reinforcement_batch_size < 2 * self.reinforcement_shards:
@@ -90,3 +101,12 @@ class SophonConfig:
                 f"reinforcement_shards is {self.reinforcement_shards}, but BatchNorm needs 2 "
                 f"images a shard; expected at most {self.reinforcement_batch_size // 2}"
             )
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts support and query batches can be cut: BatchNorm needs 2 images."""
+        return max(1, min(self.query_size, *self._batch_sizes) // 2)
+
+    @property
+    def _batch_sizes(self) -> list[int]:
+        return [size for family in self.adversary for size in family.batch_sizes]

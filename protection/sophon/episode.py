@@ -1,29 +1,32 @@
 """One simulated fine-tuning, in place, and the gradient it sends back to the weights it began from.
 
 SOPHON, equation of fine-tuning suppression, with ``theta_k = theta_{k-1} - finetune_lr * grad
-L_CE(theta_{k-1}; support_k)``::
+L_task(theta_{k-1}; support_k)``, where ``L_task`` is the cross-entropy of a classifier::
 
     L_FTS(theta) = 1/K * sum_{k=1..K} L_suppression(theta_k; query_k)
 
 First order: ``d theta_k / d theta`` is the identity, so the gradient of the k-th term is that of
-the suppression loss at the
-adapted weights, and can be taken and added up as soon as step k is done. Nothing of step k
-outlives it.
+the suppression loss at the adapted weights, and can be taken and added up as soon as step k is
+done. Nothing of step k outlives it.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from protection.batches import Batch, Images, read_batch
-from protection.models import Classifier, replace_head
+from protection.gradients import batch_gradient
 from protection.preservation import preserved
+from protection.released import ReleasedModel
+from protection.savings import ROOMY, MemoryConfig
 from protection.seeds import generator, seeded
-from protection.sophon.adversary import Strategy, begin_fine_tuning
-from protection.sophon.losses import SuppressionLoss
+from protection.sophon.adversary import Strategy
+from protection.sophon.fine_tuning import begin_fine_tuning
+from protection.tasks import Loss
+from protection.workers import ALONE, Workers
 
 
 class Episode(NamedTuple):
@@ -42,15 +45,17 @@ class EpisodeOutcome(NamedTuple):
     query_losses: Tensor
     """``(K,)`` suppression loss after each fine-tuning step."""
     finetuned_accuracy: Tensor
-    """Accuracy on the last query batch, in [0, 1]."""
+    """Accuracy on the last query batch, as the model's task defines it."""
 
 
 def simulate(
-    model: Classifier,
+    model: ReleasedModel,
     episode: Episode,
     *,
-    suppression_loss: SuppressionLoss,
+    suppression_loss: Loss,
     gradient: Sequence[Tensor],
+    memory: MemoryConfig = ROOMY,
+    group: Workers = ALONE,
 ) -> EpisodeOutcome:
     """Fine-tune ``model`` and add the gradient of the mean query loss to ``gradient``.
 
@@ -61,41 +66,46 @@ def simulate(
     Args:
         model: fine-tuned in place and restored.
         episode: data, strategy and seed.
-        suppression_loss: of ``(B, K)`` query logits and ``(B,)`` labels.
+        suppression_loss: of what the model answers to query examples, and their targets.
         gradient: accumulators, one for each of ``model.parameters()``, in that order; float64 keeps
             the sum independent of the order of episodes. A redrawn head is the adversary's: nothing
             is added for the head it replaces.
+        memory: what is saved, and how.
+        group: workers over which the model is in parts; all of them must call it.
 
     Source: SOPHON, fine-tuning suppression, first-order approximation.
     Differs: the released code keeps the graphs of all K query losses and back-propagates once.
     """
-    device, head = model.device, model.head
+    device = model.device
     accumulators = dict(zip(model.parameters(), gradient, strict=True))
-    losses = []
-    hits = torch.zeros(0, device=device)
-    with preserved(model), seeded(episode.seed, "episode", device=device):
-        trained, optimizer = begin_fine_tuning(
+    gradient_of = functools.partial(batch_gradient, num_parts=memory.batch_parts, group=group)
+    losses, accuracy = [], torch.zeros((), device=device)
+    with (
+        preserved(model, in_host_memory=memory.host_copies),
+        seeded(episode.seed, "episode", device=device),
+    ):
+        fine_tuning = begin_fine_tuning(
             model,
             episode.strategy,
             num_classes=episode.restricted.num_classes,
             rng=generator(episode.seed, "head"),
         )
         queried = [parameter for parameter in model.parameters() if parameter in accumulators]
-        try:
-            for support, query in draw_batches(episode, device=device):
-                support_loss = F.cross_entropy(model(support.images), support.labels)
-                _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
+        for step, (support, query) in enumerate(draw_batches(episode, device=device)):
+            key = (episode.seed, "support", step)
+            examples = model.examples(support, *key)
+            wanted, loss_of = fine_tuning.wanted, model.task.loss
+            fine_tuning.step(gradient_of(model, examples, loss_of, wanted, key=key).grads)
 
-                logits = model(query.images)
-                query_loss = suppression_loss(logits, query.labels)
-                query_grads = torch.autograd.grad(query_loss, queried)
-                for parameter, grad in zip(queried, query_grads, strict=True):
-                    accumulators[parameter].add_(grad, alpha=1 / episode.length)
-                losses.append(query_loss.detach())
-                hits = logits.detach().argmax(dim=-1) == query.labels
-        finally:
-            replace_head(model, head)
-    return EpisodeOutcome(torch.stack(losses), hits.float().mean())
+            key = (episode.seed, "query", step)
+            examples = model.examples(query, *key)
+            answer = gradient_of(model, examples, suppression_loss, queried, key=key)
+            for parameter, grad in zip(queried, answer.grads, strict=True):
+                accumulators[parameter].add_(grad, alpha=1 / episode.length)
+            losses.append(answer.loss)
+            accuracy = answer.accuracy
+            del answer  # or its gradients are held beside those of the next step
+    return EpisodeOutcome(torch.stack(losses), accuracy)
 
 
 def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:
@@ -109,12 +119,3 @@ def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Ba
             Batch(batch.images[:support_size], batch.labels[:support_size]),
             Batch(batch.images[support_size:], batch.labels[support_size:]),
         )
-
-
-def _step(
-    optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], grads: Sequence[Tensor]
-) -> None:
-    for parameter, grad in zip(trained, grads, strict=True):
-        parameter.grad = grad
-    optimizer.step()
-    optimizer.zero_grad()

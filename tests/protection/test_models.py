@@ -13,40 +13,25 @@ from protection.models import (
     replace_head,
 )
 from tests.conftest import TinyNetwork, tiny_classifier
-
-# Tiny instances of what people publish; the size is what the network needs at least.
-ARCHITECTURES = {
-    "timm/resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    "timm/vit_tiny_patch16_224": {"depth": 1, "embed_dim": 12, "num_heads": 2},
-    "timm/caformer_s18": {},
-    "timm/convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
-    "timm/swin_tiny_patch4_window7_224": {
-        "depths": [1, 1],
-        "embed_dim": 12,
-        "num_heads": [2, 2],
-        "window_size": 4,
-    },
-    "timm/mobilenetv3_small_050": {},
-    "torchvision/densenet121": {},
-    "torchvision/vgg11": {},
-    "torchvision/googlenet": {"init_weights": False},
-    "tests.conftest:TinyNetwork": {},
-}
+from tests.tiny_networks import IMAGE_SIZE, TINY, tiny_network
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_has_a_head_that_sees_its_features(architecture: str) -> None:
-    options = dict(ARCHITECTURES[architecture])
-    size = 8 if ":" in architecture else 64
-    if architecture.startswith(("timm/vit", "timm/swin")):
-        options["img_size"] = size
-    config = ModelConfig(architecture=architecture, image_size=size, options=options)
-    model = build_model(config, num_classes=7).eval()
-    images = torch.rand(2, 3, size, size)
-    features = model.features(images)
+@pytest.mark.parametrize("name", TINY)
+def test_every_network_has_a_head_that_sees_its_features(name: str) -> None:
+    model = tiny_network(name, num_classes=7).eval()
+    pixels = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    features = model.features(pixels)
     assert features.shape == (2, model.head.in_features)
     assert model.num_classes == 7
-    torch.testing.assert_close(model.head(features), model(images))
+    torch.testing.assert_close(model.head(features), model(pixels))
+    replace_head(model, redrawn_head(model, num_classes=4, rng=torch.Generator()))
+    assert model(pixels).shape == (2, 4)
+
+
+def test_network_with_a_second_head_is_refused() -> None:
+    config = ModelConfig(architecture="timm/deit_tiny_distilled_patch16_224", image_size=224)
+    with pytest.raises(ValueError, match="has a second head, head_dist"), torch.device("meta"):
+        build_model(config, num_classes=3)
 
 
 def test_normalisation_is_inside_the_model_and_not_among_the_weights() -> None:
@@ -109,6 +94,24 @@ def test_weights_of_another_class_count_are_refused_with_both_counts() -> None:
         ValueError, match=r"there has a head of shape \(5, 64\).*expected 3 classes"
     ):
         load_weights(tiny_classifier(3), weights, source="there")
+
+
+def test_a_model_may_keep_its_head_whatever_the_weights_are_of() -> None:
+    for weights in (
+        tiny_classifier(5).network.state_dict(),
+        tiny_classifier(3).network.state_dict(),
+    ):
+        model = tiny_classifier(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+            model.head.weight.fill_(2.0)
+        load_weights(model, weights, source="there", keeps_head=True)
+        assert (model.head.weight == 2).all()
+        assert torch.equal(model.network.conv.weight, weights["conv.weight"])
+        del weights["conv.bias"]
+        with pytest.raises(ValueError, match=r"missing \['conv.bias'\]"):
+            load_weights(model, weights, source="there", keeps_head=True)
 
 
 def test_weights_of_another_architecture_are_refused_by_name() -> None:

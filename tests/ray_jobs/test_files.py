@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from ray_jobs.reporting import append_rows
 from ray_jobs.runs import begin, find_run
 from storage.commit import commit
 from storage.errors import AlreadyCommittedError
+from tests import tiny_networks
 from tests.conftest import TinyNetwork
 from tests.ray_jobs.conftest import ORIGINAL, TINY
 
@@ -124,6 +128,49 @@ def test_committed_model_comes_back_and_its_file_loads_without_ringfence(
         assert torch.equal(tensor, first.network.state_dict()[name])
 
 
+WITHOUT_RINGFENCE = """
+import json, sys
+from pathlib import Path
+import safetensors.torch, timm, torch
+
+whole, shards, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+(file,) = whole.glob("model.*.safetensors")
+first = timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(file), **options)
+overlay = {"file": str(file), "num_classes": 5}
+again = timm.create_model(
+    "vit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, **options
+)
+(index,) = shards.glob("model.safetensors.index.*.json")
+weights = {}
+for name in set(json.loads(index.read_text())["weight_map"].values()):
+    weights |= safetensors.torch.load_file(shards / name)
+third = timm.create_model("vit_tiny_patch16_224", **options)
+third.load_state_dict(weights)
+for model in (first, again, third):
+    print(json.dumps(model.eval()(torch.ones(1, 3, 32, 32))[0].tolist()))
+assert not {"protection", "storage", "ray_jobs"} & sys.modules.keys()
+"""
+
+
+def test_a_model_loads_with_timm_and_safetensors_alone(tmp_path: Path) -> None:
+    config = tiny_networks.TINY["vit"]
+    model = new_model(config, num_classes=5, seed=0).eval()
+    commit_model(str(tmp_path / "whole"), model, describe_of(config), facts={})
+    commit_model(str(tmp_path / "shards"), model, describe_of(config), facts={}, shard_bytes=10_000)
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    again = model_from(describe(str(tmp_path / "shards")), weights=str(tmp_path / "shards"))
+    assert torch.equal(again.head.weight, model.head.weight)
+
+    command = [sys.executable, "-c", WITHOUT_RINGFENCE, "whole", "shards"]
+    command.append(json.dumps({"num_classes": 5, **config.options}))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shown = subprocess.check_output(command, text=True, cwd=tmp_path, env=environment)
+    expected = model.network(torch.ones(1, 3, 32, 32))[0]
+    for line in shown.splitlines():
+        torch.testing.assert_close(torch.tensor(json.loads(line)), expected)
+    assert len(shown.splitlines()) == 3
+
+
 def test_committing_the_same_weights_twice_is_no_rivalry_but_others_are(tmp_path: Path) -> None:
     location = str(tmp_path / "model")
     config = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
@@ -138,6 +185,11 @@ def test_committing_the_same_weights_twice_is_no_rivalry_but_others_are(tmp_path
 
 def describe_of(config: ModelConfig) -> ModelDescription:
     return ModelDescription(config, 5, list("abcde"))
+
+
+def test_a_new_head_without_weights_to_put_it_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="new_head is true, but weights is null"):
+        a_job(tmp_path / "model", new_head=True)
 
 
 def test_a_location_of_another_kind_is_no_model(tmp_path: Path) -> None:
