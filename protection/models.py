@@ -269,7 +269,7 @@ def _shrink_stem(network: nn.Module, architecture: str) -> None:
     network.set_submodule(poolings[0], nn.Identity())
 
 
-def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, source: str) -> None:
+def load_weights(model: ReleasedModel, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Copy ``weights`` into the network; every tensor must be there, with its shape.
 
     Raises:
@@ -277,7 +277,7 @@ def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, source: st
             named.
     """
     own = model.network.state_dict()
-    head_key = f"{model.head_name}.weight"
+    head_key = f"{model.head_name}.weight" if isinstance(model, Classifier) else ""
     if head_key in weights and weights[head_key].shape != own[head_key].shape:
         raise ValueError(
             f"{source} has a head of shape {tuple(weights[head_key].shape)}, but the model's is "

@@ -13,11 +13,11 @@ from protection.audit.attacks import IMAGES_FOR, Attack, Means
 from protection.audit.fine_tuning import FineTuningMetrics, fine_tune
 from protection.audit.scores import STARTS
 from protection.evaluation import accuracy
-from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.seeds import derive_seed
 from ray_jobs.cells import open_once
 from ray_jobs.domains import Domain, DomainConfig, open_domain
-from ray_jobs.model_files import ModelDescription, model_from, new_model
+from ray_jobs.model_files import ModelDescription, drawn, model_from
 from ray_jobs.reporting import Row
 from ray_jobs.reports.model_report import AttackResult
 
@@ -147,9 +147,9 @@ def _row(metrics: FineTuningMetrics) -> Row:
     return row
 
 
-def _start_model(audited: Audited, cell: Cell) -> Classifier:
+def _start_model(audited: Audited, cell: Cell) -> ReleasedModel:
     if cell.start == "scratch":
-        return _drawn(audited.description, seed=cell.seed)
+        return drawn(audited.description, seed=cell.seed)
     weights = audited.protected if cell.start == "protected" else audited.unprotected
     return model_from(audited.description, weights=weights)
 
@@ -166,15 +166,10 @@ def _means(audited: Audited, cell: Cell) -> Means:
     # Another seed than the from-scratch start's, or redrawing that one would change nothing.
     seed = derive_seed(cell.seed, "fresh")
     return Means(
-        fresh=functools.partial(_drawn, audited.description, seed=seed),
+        fresh=functools.partial(drawn, audited.description, seed=seed),
         is_scratch=cell.start == "scratch",
         **images,
     )
-
-
-def _drawn(description: ModelDescription, *, seed: int) -> Classifier:
-    config = dataclasses.replace(description.config, pretrained=False)
-    return new_model(config, num_classes=description.num_classes, seed=seed)
 
 
 def _domain_names(audited: Audited) -> dict[Target, str]:

@@ -19,7 +19,7 @@ from protection.audit.fine_tuning import fine_tune
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import DomainConfig, open_domain
-from ray_jobs.model_files import ModelDescription, model_from, new_model
+from ray_jobs.model_files import ModelDescription, drawn, model_from
 from ray_jobs.reporting import Row
 from ray_jobs.runs import Run
 
@@ -166,8 +166,7 @@ def fine_tune_quickly(attacked: Attacked, cell: QuickCell) -> list[Row]:
         image_size=description.config.image_size,
     )
     if cell.scratch:
-        config = dataclasses.replace(description.config, pretrained=False)
-        model = new_model(config, num_classes=description.num_classes, seed=cell.seed)
+        model = drawn(description, seed=cell.seed)
     else:
         model = model_from(description, weights=attacked.model)
     epochs = fine_tune(
