@@ -90,9 +90,10 @@ def measure(name: str, length: int, image_size: int, device: str) -> dict[str, f
 
 def keep_all_graphs(model: Classifier, episode: Episode, gradient: list[torch.Tensor]) -> None:
     """First-order MAML as released code writes it: one backward through all query losses."""
+    batches = draw_batches(episode, device=model.device)
     loss = references.episode_loss(
         model,
-        draw_batches(episode, device=model.device),
+        ((model.examples(support), model.examples(query)) for support, query in batches),
         finetune_lr=episode.strategy.finetune_lr,
         suppression_loss=inverse_cross_entropy,
     )

@@ -84,7 +84,7 @@ class Adapters:
 
 
 def add_adapters(
-    network: nn.Module, *, head: nn.Module, rank: int, alpha: float, rng: torch.Generator
+    network: nn.Module, *, head: nn.Module | None, rank: int, alpha: float, rng: torch.Generator
 ) -> list[nn.Parameter]:
     """Put an adapter on every weight matrix but the ``head``'s; return what there is to train."""
     trained: list[nn.Parameter] = []

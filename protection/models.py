@@ -156,7 +156,7 @@ def build_model(config: ModelConfig, *, num_classes: int) -> Classifier:
 
 
 def load_weights(
-    model: Classifier, weights: Mapping[str, Tensor], *, source: str, keeps_head: bool = False
+    model: ReleasedModel, weights: Mapping[str, Tensor], *, source: str, keeps_head: bool = False
 ) -> None:
     """Copy ``weights`` into the network; every tensor must be there, with its shape.
 
@@ -167,8 +167,9 @@ def load_weights(
             named.
     """
     own = model.network.state_dict()
-    head_key = f"{model.head_name}.weight"
+    head_key = f"{model.head_name}.weight" if isinstance(model, Classifier) else ""
     if keeps_head:
+        assert isinstance(model, Classifier)  # other models are refused where heads are asked for
         head = {name: t for name, t in own.items() if name.startswith(f"{model.head_name}.")}
         weights = {**weights, **head}
     if head_key in weights and weights[head_key].shape != own[head_key].shape:

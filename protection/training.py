@@ -1,4 +1,4 @@
-"""Ordinary supervised training: one step that workers share, and a run of such steps.
+"""Ordinary training: one step that workers share, and a run of such steps.
 
 A step's batch is cut into *shards*, the unit that one worker computes. BatchNorm normalises within
 a shard and its running statistics are the mean over shards, so the result depends on the number of
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from protection.batches import Batch, EpochStream, Images, read_batch
 from protection.evaluation import accuracy
 from protection.gradients import gradients
-from protection.models import Classifier
 from protection.released import ReleasedModel
 from protection.savings import ROOMY, MemoryConfig
 from protection.schedules import cosine, lr_factor
@@ -24,8 +23,9 @@ from protection.seeds import derive_seed, generator, seeded
 from protection.tasks import training_loss
 from protection.workers import ALONE, Workers, mean_over_units, zeros
 
-Augmentation = Callable[[Classifier, Batch, int], Batch]
-"""From the model as it is now, a training batch and a seed to the batch that is trained on."""
+Augmentation = Callable[[Any, Batch, int], Batch]
+"""From the model as it is now, of a class that the augmentation is for, a training batch and a seed
+to the batch that is trained on."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -106,18 +106,20 @@ def _assign(tensors: list[Tensor], values: list[Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Ordinary training: SGD with momentum, cosine or stepped learning rate."""
+    """Ordinary training: SGD with momentum or Adam, cosine or stepped learning rate."""
 
     epochs: int = 120
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step."""
+    optimizer: str = "sgd"
+    """sgd, or adam, which denoisers need."""
     learning_rate: float = 0.1
-    """Peak learning rate of SGD."""
+    """Peak learning rate; of Adam some 0.001 or less."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Of the gradient: SGD's momentum, Adam's first beta."""
     weight_decay: float = 5e-4
-    """L2 penalty on all weights."""
+    """On all weights: an L2 penalty, of Adam decoupled from the gradient."""
     milestones: list[int] | None = None
     """Epochs at which the learning rate falls to a tenth; null: cosine to zero over the run."""
     random_crop_flip: bool = False
@@ -135,6 +137,10 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(
+                f"optimizer is {self.optimizer!r}, which names none; expected sgd or adam"
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected a positive number")
         if self.batch_size < 2 * self.shards:
@@ -145,7 +151,7 @@ class TrainingConfig:
 
 
 class EpochMetrics(NamedTuple):
-    """What one epoch of training showed; accuracies are shares in [0, 1]."""
+    """What one epoch of training showed; what accuracy is, the model's task defines."""
 
     epoch: int
     loss: float
@@ -156,8 +162,8 @@ class EpochMetrics(NamedTuple):
 class TrainingState:
     """All that a training run needs to go on."""
 
-    model: Classifier
-    optimizer: torch.optim.SGD
+    model: ReleasedModel
+    optimizer: torch.optim.Optimizer
     next_epoch: int = 0
 
     def state_dict(self) -> dict[str, object]:
@@ -175,15 +181,16 @@ class TrainingState:
         self.next_epoch = state["next_epoch"]
 
 
-def start_training(model: Classifier, config: TrainingConfig) -> TrainingState:
+def start_training(model: ReleasedModel, config: TrainingConfig) -> TrainingState:
     """State of a run that has not begun."""
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    return TrainingState(model, optimizer)
+    parameters, lr, decay = model.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "adam":
+        betas = (config.momentum, 0.999)
+        return TrainingState(
+            model, torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay)
+        )
+    sgd = torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
+    return TrainingState(model, sgd)
 
 
 def train(

@@ -12,10 +12,12 @@ import torch
 from protection.audit.attacks import IMAGES_FOR, Attack, Means
 from protection.audit.fine_tuning import FineTuningMetrics, fine_tune
 from protection.audit.scores import STARTS
+from protection.denoisers import Denoiser
 from protection.evaluation import accuracy
-from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.seeds import derive_seed
 from ray_jobs.cells import open_once
+from ray_jobs.denoiser_cells import DenoisingAudit, measure_denoiser
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.model_files import ModelDescription, from_scratch, model_from
 from ray_jobs.reporting import Row
@@ -66,6 +68,7 @@ class Audited(NamedTuple):
     epochs: int
     stop_hopeless_after: int | None
     device: str
+    denoising: DenoisingAudit = DenoisingAudit()
 
 
 def cells(plan: Mapping[Target, Sequence[Attack]], *, seeds: Sequence[int]) -> Iterator[Cell]:
@@ -80,8 +83,9 @@ def cells(plan: Mapping[Target, Sequence[Attack]], *, seeds: Sequence[int]) -> I
 def fine_tune_cell(audited: Audited, cell: Cell) -> list[Row]:
     """Run the fine-tuning of one cell; its curve in rows that JSON can hold."""
     domain = opened(audited.targets[cell.target], audited)
+    model = _start_model(audited, cell).to(audited.device)
     epochs = fine_tune(
-        _start_model(audited, cell).to(audited.device),
+        model,
         cell.attack,
         domain.train,
         domain.test,
@@ -90,7 +94,10 @@ def fine_tune_cell(audited: Audited, cell: Cell) -> list[Row]:
         means=_means(audited, cell),
         stop_hopeless_after=audited.stop_hopeless_after,
     )
-    return [_row(metrics) for metrics in epochs]
+    rows = [_row(metrics) for metrics in epochs]
+    if isinstance(model, Denoiser):
+        rows[-1] |= measure_denoiser(model, domain.test, audited.denoising, seed=cell.seed)
+    return rows
 
 
 def measure_original(audited: Audited) -> dict[str, float]:
@@ -103,6 +110,16 @@ def measure_original(audited: Audited) -> dict[str, float]:
         )
         for name, weights in starts.items()
     }
+
+
+def measure_denoisers(audited: Audited) -> dict[str, Row]:
+    """What else is measured of the protected and the unprotected denoiser, on the same images."""
+    test, measured = opened(audited.original, audited).test, {}
+    for name, weights in (("unprotected", audited.unprotected), ("protected", audited.protected)):
+        model = model_from(audited.description, weights=weights).to(audited.device)
+        assert isinstance(model, Denoiser)  # of other models the audit does not ask
+        measured[name] = measure_denoiser(model, test, audited.denoising, seed=0)
+    return measured
 
 
 def opened(config: DomainConfig, audited: Audited) -> Domain:
@@ -147,7 +164,7 @@ def _row(metrics: FineTuningMetrics) -> Row:
     return row
 
 
-def _start_model(audited: Audited, cell: Cell) -> Classifier:
+def _start_model(audited: Audited, cell: Cell) -> ReleasedModel:
     if cell.start == "scratch":
         return from_scratch(audited.description, seed=cell.seed)
     weights = audited.protected if cell.start == "protected" else audited.unprotected

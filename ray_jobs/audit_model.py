@@ -4,15 +4,18 @@ The starts are the protected model, the unprotected one and a from-scratch one. 
 one cell.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import torch
 
-from protection.audit.attacks import IMAGES_FOR, Attack
+from protection.audit.attacks import IMAGES_FOR, Attack, impossible_field, require_possible
 from protection.audit.families import AttackFamily
 from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
+from protection.denoisers import Blueprint
 from protection.sophon.adversary import check_fits, fits
 from ray_jobs import domains
 from ray_jobs.attack_cells import (
@@ -20,6 +23,7 @@ from ray_jobs.attack_cells import (
     Target,
     cells,
     fine_tune_cell,
+    measure_denoisers,
     measure_original,
     opened,
     show_progress,
@@ -27,10 +31,13 @@ from ray_jobs.attack_cells import (
 )
 from ray_jobs.cells import require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.denoiser_cells import DenoisingAudit, open_features
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
+from ray_jobs.image_sets import absolute_root
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import describe, model_from
+from ray_jobs.reports.denoiser_report import to_denoiser_report
 from ray_jobs.reports.model_report import build_report
 from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
@@ -72,6 +79,8 @@ class AuditModel:
     stop_hopeless_after: int | None = None
     """Epochs in a row at chance after which a fine-tuning is given up; null: never. Saves time, and
     misses an adversary that would have got through later."""
+    denoising: DenoisingAudit | None = None
+    """How images are drawn, where the models are denoisers; null: as by default."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -134,6 +143,10 @@ def run(job: AuditModel) -> str:
     audited = _resolve(job)
     plan = _plan(job, audited)
     _check(audited, plan)
+    if job.denoising is not None and audited.description.task.has_classes:
+        raise UsageError(
+            f"denoising is given, but {audited.protected} is a classifier; expected denoising: null"
+        )
     this_run = find_run(job, verb="audit-model")
     connect(job.cluster)
     begin(this_run)
@@ -145,21 +158,32 @@ def run(job: AuditModel) -> str:
         this_run=this_run,
         describe=show_progress,
     )
+    is_classifier = audited.description.task.has_classes
     report = build_report(
         to_results(audited, curves, seeds=job.seeds),
-        original=_original_accuracies(audited, job.cluster),
+        original=_measure(measure_original, audited, job.cluster),
         epochs=job.epochs,
         seeds=job.seeds,
         not_tested=not_tested(
-            attack
-            for target, attacks in plan.items()
-            if target.role == "restricted"
-            for attack in attacks
+            (
+                attack
+                for target, attacks in plan.items()
+                if target.role == "restricted"
+                for attack in attacks
+            ),
+            task=audited.description.task,
         ),
     )
+    picture = None
+    if not is_classifier:
+        measured = _measure(measure_denoisers, audited, job.cluster)
+        report, picture = to_denoiser_report(
+            report, measured, num_timesteps=_num_timesteps(audited)
+        )
     return commit_report(
         this_run,
         report,
+        picture=picture,
         parents={
             **parent("protected", audited.protected),
             **parent("unprotected", audited.unprotected),
@@ -199,7 +223,13 @@ def _resolve(job: AuditModel) -> Audited:
         epochs=job.epochs,
         stop_hopeless_after=job.stop_hopeless_after,
         device="cuda" if job.cluster.uses_gpu else "cpu",
+        denoising=_absolute(job.denoising or DenoisingAudit()),
     )
+
+
+def _absolute(config: DenoisingAudit) -> DenoisingAudit:
+    """``config`` with an absolute path: workers have other working directories."""
+    return dataclasses.replace(config, feature_network=absolute_root(config.feature_network))
 
 
 def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
@@ -208,17 +238,20 @@ def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
     Raises:
         ValueError: one that the recipe lists keeps a head that does not fit the domain.
     """
-    plan = {}
+    plan, task = {}, audited.description.task
     for target, config in audited.targets.items():
-        classes = {
-            "model_classes": audited.description.num_classes,
-            "domain_classes": opened(config, audited).train.num_classes,
-        }
         listed, preset = list(job.adversary or []), job.preset()
         if target.role == "benign":
             listed, preset = [job.benign_adversary or job.families()[0]], ()
-        check_fits([method for family in listed for method in family.methods], **classes)
-        fitting = [attack for attack in attacks_of(preset) if fits(attack.method, **classes)]
+        require_possible(attacks_of(listed), task)
+        fitting = [attack for attack in attacks_of(preset) if not impossible_field(attack, task)]
+        if task.has_classes:
+            classes = {
+                "model_classes": audited.description.num_classes,
+                "domain_classes": opened(config, audited).train.num_classes,
+            }
+            check_fits([method for family in listed for method in family.methods], **classes)
+            fitting = [attack for attack in fitting if fits(attack.method, **classes)]
         plan[target] = list(dict.fromkeys([*attacks_of(listed), *fitting]))
     return plan
 
@@ -228,7 +261,7 @@ def _check(audited: Audited, plan: Mapping[Target, Sequence[Attack]]) -> None:
     needed = {IMAGES_FOR.get(a.preparation) for attacks in plan.values() for a in attacks}
     if audited.unrelated is not None:
         opened(audited.unrelated, audited)
-    if "original" in needed:
+    if "original" in needed and audited.description.task.has_classes:
         num_classes = opened(audited.original, audited).train.num_classes
         if num_classes != audited.description.num_classes:
             raise UsageError(
@@ -236,15 +269,25 @@ def _check(audited: Audited, plan: Mapping[Target, Sequence[Attack]]) -> None:
                 f"has {audited.description.num_classes}; expected its own domain, which the "
                 "attacks heal it on"
             )
+    open_features(audited.denoising, device=torch.device("cpu"))
     for weights in (audited.protected, audited.unprotected):
         model_from(audited.description, weights=weights)
 
 
-def _original_accuracies(audited: Audited, cluster: ClusterConfig) -> dict[str, float]:
-    task = ray.remote(measure_original).options(
+def _num_timesteps(audited: Audited) -> int:
+    config = audited.description.config
+    assert isinstance(config, Blueprint)  # of other models the audit does not ask
+    return int(config.scheduler["num_train_timesteps"])
+
+
+def _measure(
+    task: Callable[[Audited], dict[str, Any]], audited: Audited, cluster: ClusterConfig
+) -> dict[str, Any]:
+    """Run ``task`` on a worker."""
+    remote_task = ray.remote(task).options(
         num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
     )
-    result: dict[str, float] = ray.get(task.remote(audited))
+    result: dict[str, Any] = ray.get(remote_task.remote(audited))
     return result
 
 

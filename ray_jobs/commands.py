@@ -29,7 +29,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "pretrain": Command(
         "pretrain",
         "Pretrain",
-        "Train a classifier on the original domain and commit it as a model.",
+        "Train a classifier or a denoiser on the original domain and commit it as a model.",
     ),
     "protect-model": Command(
         "protect_model",

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from ray_jobs.errors import JobError
+from ray_jobs.pipeline_files import write_pipeline
 from ray_jobs.tables import progress_text
 from storage.copying import copy_commit, is_copied
 from storage.errors import BlobMissingError, DigestMismatchError
@@ -40,4 +41,5 @@ def run(job: Copy) -> str:
             logger.info("copy %s", progress_text(progress))
     except (BlobMissingError, DigestMismatchError) as error:
         raise JobError(f"{source} is damaged, so it is not copied: {error}") from error
+    write_pipeline(destination)
     return str(destination)

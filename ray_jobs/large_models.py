@@ -1,15 +1,17 @@
-"""A classifier on a worker, with the savings of its recipe, in parts over a group if there is one.
+"""A model on a worker, with the savings of its recipe, in parts over a group if there is one.
 
 It is refused before anything is computed where the worker has too little memory.
 """
 
 import logging
+from typing import TypeVar
 
 import ray.train
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.savings import economize
 from protection.sharding import shard
 from protection.sophon.config import SophonConfig
@@ -19,6 +21,8 @@ from protection.workers import Workers
 from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.free_memory import free_bytes
 from ray_jobs.workers import current_groups
+
+ModelT = TypeVar("ModelT", bound=ReleasedModel)
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +63,7 @@ def require_memory(
     logger.info("estimated memory of a worker: %s", estimate)
 
 
-def place(
-    model: Classifier, config: SophonConfig, *, workers: Workers, device: torch.device
-) -> Classifier:
+def place(model: ModelT, config: SophonConfig, *, workers: Workers, device: torch.device) -> ModelT:
     """Move ``model`` to the device, in parts if ``workers`` are in groups; returns it."""
     economize(model, config.memory)
     if workers.group.size == 1:

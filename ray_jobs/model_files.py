@@ -1,20 +1,25 @@
-"""Models as they are kept: what is committed for one, and a classifier made of it again.
+"""Models as they are kept: what is committed for one, and a model made of it again.
 
 A committed model is `model.safetensors`, or several such files and their index, under the names of
-the library's own network, and a
-description in the manifest: architecture, class count, class names, and where it came from.
+the library's own network, and a description in the manifest. Of a classifier: architecture, class
+count and class names. Of a denoiser: what diffusers needs to build it again.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from protection.denoisers import Blueprint, Denoiser, DenoiserConfig, build_denoiser, from_blueprint
+from protection.denoising import DENOISING
 from protection.models import Classifier, ModelConfig, build_model, load_weights
+from protection.released import ReleasedModel
 from protection.seeds import seeded
+from protection.tasks import CLASSIFICATION, Task
 from ray_jobs.errors import UsageError
+from ray_jobs.pipeline_files import write_pipeline
 from storage.checkpoints import read_weights, stage_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
@@ -23,32 +28,58 @@ from storage.weight_shards import SHARD_BYTES
 
 MODEL_KIND: Final = "model"
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
 
 class ModelDescription(NamedTuple):
     """What a model is, apart from its weights."""
 
-    config: ModelConfig
+    config: ModelConfig | Blueprint
+    """Of a denoiser its blueprint."""
     num_classes: int
+    """Of the original domain."""
     class_names: list[str]
+
+    @property
+    def task(self) -> Task:
+        """What the model is trained to do."""
+        return DENOISING if isinstance(self.config, Blueprint) else CLASSIFICATION
+
+    @property
+    def model_classes(self) -> int | None:
+        """Outputs of the model's head; None where it has none."""
+        return self.num_classes if self.task.has_classes else None
 
 
 def new_model(config: ModelConfig, *, num_classes: int, seed: int) -> Classifier:
     """Classifier with weights drawn from ``seed``; the same on every worker."""
     with seeded(seed, "weights", device=torch.device("cpu")):
-        model = build_model(config, num_classes=num_classes)
+        return _laid_out(build_model(config, num_classes=num_classes))
+
+
+def new_denoiser(config: DenoiserConfig, *, seed: int) -> Denoiser:
+    """Denoiser with weights drawn from ``seed``, or those of its source; alike on every worker."""
+    with seeded(seed, "weights", device=torch.device("cpu")):
+        return _laid_out(build_denoiser(config))
+
+
+def from_scratch(description: ModelDescription, *, seed: int) -> ReleasedModel:
+    """Model as described, with weights drawn from ``seed``, whatever it was made from."""
+    if isinstance(description.config, Blueprint):
+        with seeded(seed, "weights", device=torch.device("cpu")):
+            return _laid_out(from_blueprint(description.config))
+    config = dataclasses.replace(description.config, pretrained=False)
+    return new_model(config, num_classes=description.num_classes, seed=seed)
+
+
+def _laid_out(model: ModelT) -> ModelT:
     # The layout that convolutions compute in, on CPU and GPU: a step of a small ResNet takes a
     # quarter less time on a CPU than with a conversion around every layer.
     return model.to(memory_format=torch.channels_last)
 
 
-def from_scratch(description: ModelDescription, *, seed: int) -> Classifier:
-    """Classifier as described, with weights drawn from ``seed`` whatever it was trained from."""
-    config = dataclasses.replace(description.config, pretrained=False)
-    return new_model(config, num_classes=description.num_classes, seed=seed)
-
-
-def model_from(description: ModelDescription, *, weights: str) -> Classifier:
-    """Classifier as described, with the weights at a location or in .safetensors files.
+def model_from(description: ModelDescription, *, weights: str) -> ReleasedModel:
+    """Model as described, with the weights at a location or in .safetensors files.
 
     Raises:
         ValueError: the weights are another architecture's or another class count's.
@@ -73,21 +104,27 @@ def describe(location: str) -> ModelDescription:
             "pretrain or protect-model printed it"
         )
     model: Any = manifest.description["model"]
+    return ModelDescription(_config_in(model), model["num_classes"], model["class_names"])
+
+
+def _config_in(model: Any) -> ModelConfig | Blueprint:
+    if "unet" in model:
+        return Blueprint(model["unet"], model["scheduler"])
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     config = {name: value for name, value in model["config"].items() if name in known}
     for name in ("pixel_mean", "pixel_std"):
         config[name] = tuple(config[name])
-    return ModelDescription(ModelConfig(**config), model["num_classes"], model["class_names"])
+    return ModelConfig(**config)
 
 
-def weights_to_bytes(model: Classifier) -> bytes:
+def weights_to_bytes(model: ReleasedModel) -> bytes:
     """Safetensors file of ``model``'s network, under the names of its own library."""
     return tensors_to_bytes(model.network.state_dict())
 
 
 def commit_model(
     output: str,
-    model: Classifier,
+    model: ReleasedModel,
     description: ModelDescription,
     *,
     facts: Mapping[str, object],
@@ -104,13 +141,8 @@ def commit_model(
     Raises:
         AlreadyCommittedError: something else is committed at ``output``.
     """
-    config = dataclasses.asdict(description.config)
-    # As resolved: a reader must not need the library's table of pre-trained weights to normalise
-    # pixels.
-    config["pixel_mean"] = model.pixel_mean.flatten().tolist()
-    config["pixel_std"] = model.pixel_std.flatten().tolist()
     described = {
-        "config": config,
+        **_described(model, description),
         "num_classes": description.num_classes,
         "class_names": description.class_names,
     }
@@ -118,7 +150,7 @@ def commit_model(
         output, model.network.state_dict() if weights is None else weights, shard_bytes=shard_bytes
     )
     try:
-        return commit(
+        manifest = commit(
             output,
             {**parts, **(staged or {})},
             kind=MODEL_KIND,
@@ -129,4 +161,18 @@ def commit_model(
         manifest = read_manifest(output)
         if any(manifest.parts.get(name) != part for name, part in parts.items()):
             raise
-        return manifest
+    write_pipeline(output)
+    return manifest
+
+
+def _described(model: ReleasedModel, description: ModelDescription) -> dict[str, object]:
+    if isinstance(model, Denoiser):
+        return dict(vars(model.blueprint))
+    assert isinstance(model, Classifier)
+    assert isinstance(description.config, ModelConfig)
+    config = dataclasses.asdict(description.config)
+    # As resolved: a reader must not need the library's table of pre-trained weights to normalise
+    # pixels.
+    config["pixel_mean"] = model.pixel_mean.flatten().tolist()
+    config["pixel_std"] = model.pixel_std.flatten().tolist()
+    return {"config": config}

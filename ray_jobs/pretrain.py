@@ -1,18 +1,20 @@
-"""`ringfence pretrain`: ordinary training of a classifier on the original domain."""
+"""`ringfence pretrain`: ordinary training of a model on the original domain."""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from protection.denoisers import Denoiser, DenoiserConfig
 from protection.evaluation import accuracy
-from protection.models import Classifier, ModelConfig, load_weights
+from protection.models import ModelConfig, load_weights
+from protection.released import ReleasedModel
 from protection.training import TrainingConfig, TrainingState, start_training, train
 from ray_jobs import domains
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import ModelDescription, commit_model, new_model
+from ray_jobs.model_files import ModelDescription, commit_model, new_denoiser, new_model
 from ray_jobs.reporting import Row, duration
 from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
@@ -25,12 +27,15 @@ from storage.location import parse_location
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Train a classifier on the original domain and commit it as a model."""
+    """Train a classifier or a denoiser on the original domain and commit it as a model."""
 
-    model: ModelConfig
     original: DomainConfig
     output: str
     """Location to commit the model to; must not exist yet."""
+    model: ModelConfig | None = None
+    """The classifier to train; null: a denoiser."""
+    denoiser: DenoiserConfig | None = None
+    """The diffusion model to train; null: a classifier."""
     weights: str | None = None
     """Start from these weights: a committed model, a .safetensors file, or the
     .safetensors.index.json of several; null: drawn from the seed."""
@@ -44,6 +49,7 @@ class Pretrain:
 
     def __post_init__(self) -> None:
         """Reject what cannot be trained, and a cluster that the work cannot fill."""
+        self._check_model()
         checkpoints, epochs = self.trajectory_checkpoints, self.training.epochs
         if checkpoints is not None and not 1 <= checkpoints <= epochs:
             raise ValueError(
@@ -61,6 +67,32 @@ class Pretrain:
                 f"{self.training.shards}, so the others would idle; expected at most "
                 f"{self.training.shards} workers, or more shards"
             )
+
+    def _check_model(self) -> None:
+        """Reject two models, none, and what a denoiser would ignore."""
+        if (self.model is None) == (self.denoiser is None):
+            number = "null" if self.model is None else "given"
+            raise ValueError(
+                f"model and denoiser are both {number}; expected exactly one: model for a "
+                "classifier, denoiser for a diffusion model"
+            )
+        if self.denoiser is None:
+            return
+        for name, value in (
+            ("training.label_smoothing", self.training.label_smoothing),
+            ("trajectory_checkpoints", self.trajectory_checkpoints),
+        ):
+            if value:
+                raise ValueError(
+                    f"{name} is {value}, but a denoiser has no classes; expected to leave it out"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """Height and width that images are resized to, pixels."""
+        config = self.model or self.denoiser
+        assert config is not None  # _check_model
+        return config.image_size
 
 
 def absolute(job: Pretrain) -> Pretrain:
@@ -80,7 +112,7 @@ def run(job: Pretrain) -> str:
         JobError: the run failed.
     """
     job = absolute(job)
-    domain = open_domain(job.original, image_size=job.model.image_size)
+    domain = open_domain(job.original, image_size=job.image_size)
     _start_model(job, domain)  # a wrong name or weight should fail here, before a cluster starts
     return launch(
         job,
@@ -107,7 +139,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
     workers, device = current_workers(), current_device()
-    domain = open_domain(job.original, image_size=job.model.image_size)
+    domain = open_domain(job.original, image_size=job.image_size)
     state = start_training(_start_model(job, domain).to(device), job.training)
     resumed = restore(state, this_run, workers=workers, device=device)
     epochs = train(state, domain.train, domain.validation, config=job.training, workers=workers)
@@ -151,13 +183,21 @@ def _commit(
         TRAJECTORY: list(staged),
     }
     description = ModelDescription(
-        job.model, domain.train.num_classes, list(domain.train.class_names)
+        job.model or cast(Denoiser, state.model).blueprint,
+        domain.train.num_classes,
+        list(domain.train.class_names),
     )
     commit_model(str(this_run.output), state.model, description, facts=facts, staged=staged)
 
 
-def _start_model(job: Pretrain, domain: Domain) -> Classifier:
-    model = new_model(job.model, num_classes=domain.train.num_classes, seed=job.training.seed)
+def _start_model(job: Pretrain, domain: Domain) -> ReleasedModel:
+    seed, num_classes = job.training.seed, domain.train.num_classes
+    model: ReleasedModel
+    if job.denoiser is not None:
+        model = new_denoiser(job.denoiser, seed=seed)
+    else:
+        assert job.model is not None  # Pretrain refuses it
+        model = new_model(job.model, num_classes=num_classes, seed=seed)
     if job.weights is not None:
         load_weights(model, read_weights(job.weights), source=job.weights, keeps_head=job.new_head)
     return model

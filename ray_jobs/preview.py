@@ -1,4 +1,4 @@
-"""A picture of what protection did: clean images, protected ones, and the difference amplified."""
+"""Pictures of what protection did: lines of images, each under its name."""
 
 import io
 from collections.abc import Sequence
@@ -36,8 +36,21 @@ def picture_strip(clean: Sequence[Tensor], protected: Sequence[Tensor], *, level
         # Alpha does not change, and as a difference it would hide the colours.
         (f"difference\nx {gain:.0f}", [_picture(_colours(image)) for image in differences]),
     ]
-    step = _TILE + _GAP
-    strip = Image.new("RGB", (_CAPTION + step * len(clean), step * len(rows)), _PAPER)
+    return _drawn(rows)
+
+
+def picture_rows(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> bytes:
+    """PNG file with a line for each of ``rows``: its caption, then its images.
+
+    Args:
+        rows: at least one, each of as many images ``(C, H, W)`` uint8 with 1 to 4 channels.
+    """
+    return _drawn([(caption, [_picture(image) for image in images]) for caption, images in rows])
+
+
+def _drawn(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> bytes:
+    step, columns = _TILE + _GAP, max(len(pictures) for _, pictures in rows)
+    strip = Image.new("RGB", (_CAPTION + step * columns, step * len(rows)), _PAPER)
     draw = ImageDraw.Draw(strip)
     for row, (caption, pictures) in enumerate(rows):
         draw.text((_GAP, row * step + _TILE // 2), caption, fill=_INK, font_size=14, anchor="lm")

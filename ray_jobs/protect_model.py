@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from protection.denoisers import Blueprint, DenoiserConfig
 from protection.evaluation import accuracy
 from protection.models import Classifier, ModelConfig
 from protection.parted import whole_state
+from protection.released import ReleasedModel
 from protection.sophon.algorithm import protect, start
 from protection.sophon.config import SophonConfig
 from protection.sophon.domains import Domains, check_domains
-from protection.tasks import CLASSIFICATION
 from protection.workers import Workers
 from ray_jobs import domains
 from ray_jobs.cluster import GroupedClusterConfig
@@ -19,7 +20,13 @@ from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.large_models import grouped_workers, place, require_memory
 from ray_jobs.launch import launch
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
+from ray_jobs.model_files import (
+    ModelDescription,
+    commit_model,
+    describe,
+    model_from,
+    new_denoiser,
+)
 from ray_jobs.reporting import Row, duration
 from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
@@ -43,24 +50,31 @@ class ProtectModel:
     output: str
     """Location to commit the protected model to; must not exist yet."""
     network: ModelConfig | None = None
-    """What a .safetensors file holds the weights of; null for a committed model, which says so
-    itself."""
+    """What a .safetensors file holds the weights of, if of a classifier; null for a committed
+    model, which says so itself."""
+    denoiser: DenoiserConfig | None = None
+    """Likewise, if of a diffusion model."""
     sophon: SophonConfig = field(default_factory=SophonConfig)
     cluster: GroupedClusterConfig = field(default_factory=GroupedClusterConfig)
 
     def __post_init__(self) -> None:
         """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
         is_file = self.model.endswith(WEIGHTS_SUFFIXES)
-        if is_file and self.network is None:
+        if self.network is not None and self.denoiser is not None:
+            raise ValueError(
+                f"network and denoiser are both given, but {self.model} holds the weights of one "
+                "model; expected one of them"
+            )
+        if is_file and self.network is None and self.denoiser is None:
             raise ValueError(
                 f"model is {self.model}, which does not say what network it is of; expected "
-                "network: "
-                "{architecture, image_size, ...} beside it"
+                "network: {architecture, image_size, ...} or denoiser: {image_size, ...} beside it"
             )
-        if not is_file and self.network is not None:
+        if not is_file and (self.network or self.denoiser) is not None:
+            name = "network" if self.network else "denoiser"
             raise ValueError(
-                f"network is given, but model is {self.model}, a committed location that describes "
-                "itself; expected network: null (or a .safetensors file)"
+                f"{name} is given, but model is {self.model}, a committed location that describes "
+                f"itself; expected {name}: null (or a .safetensors file)"
             )
         group_size = self.cluster.workers_per_group
         for name, parts in (
@@ -146,13 +160,14 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
     opened = _open(job)
 
     model = model_from(opened.description, weights=job.model)
-    require_memory(
-        model,
-        job.sophon,
-        image_size=opened.description.config.image_size,
-        cluster=job.cluster,
-        device=device,
-    )
+    if isinstance(model, Classifier):  # of a denoiser there is no estimate
+        require_memory(
+            model,
+            job.sophon,
+            image_size=opened.description.config.image_size,
+            cluster=job.cluster,
+            device=device,
+        )
     model = place(model, job.sophon, workers=workers, device=device)
     state = start(model, job.sophon)
     resumed = restore(state, this_run, workers=everyone, device=device)
@@ -187,7 +202,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
 
 
 def _measure(
-    opened: _Opened, unprotected: Classifier, protected: Classifier, workers: Workers
+    opened: _Opened, unprotected: ReleasedModel, protected: ReleasedModel, workers: Workers
 ) -> Mapping[str, float]:
     sets = {"validation": opened.original.validation, "test": opened.original.test}
     return {
@@ -200,21 +215,28 @@ def _measure(
 
 
 def _open(job: ProtectModel) -> _Opened:
-    if job.network is None:
+    if (config := _described(job)) is None:
         description = describe(job.model)
         original = open_domain(job.original, image_size=description.config.image_size)
     else:
-        original = open_domain(job.original, image_size=job.network.image_size)
+        original = open_domain(job.original, image_size=config.image_size)
         train = original.train
-        description = ModelDescription(job.network, train.num_classes, list(train.class_names))
+        description = ModelDescription(config, train.num_classes, list(train.class_names))
     restricted = [
         open_domain(domain, image_size=description.config.image_size) for domain in job.restricted
     ]
     opened = _Opened(description, original, restricted)
     check_domains(
         opened.training_images(),
-        task=CLASSIFICATION,
-        model_classes=description.num_classes,
+        task=description.task,
+        model_classes=description.model_classes,
         config=job.sophon,
     )
     return opened
+
+
+def _described(job: ProtectModel) -> ModelConfig | Blueprint | None:
+    """What the recipe says of a .safetensors file's model."""
+    if job.denoiser is not None:
+        return new_denoiser(job.denoiser, seed=0).blueprint
+    return job.network

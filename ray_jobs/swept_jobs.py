@@ -75,7 +75,9 @@ def _measure_protected(
     job: protect_model.ProtectModel, location: str, judge: Judge, own: Run
 ) -> Metrics:
     known: Any = read_manifest(location).description["metrics"]
-    drop = known["unprotected_validation_accuracy"] - known["protected_validation_accuracy"]
+    drop = describe(location).task.drop(
+        known["unprotected_validation_accuracy"], known["protected_validation_accuracy"]
+    )
     audit = judge.quick_audit
     gains = _gains(location, job.restricted, audit, job.cluster, judge, own)
     return {"drop": drop, **gains}

@@ -13,7 +13,7 @@ from protection.models import Classifier, load_weights
 from protection.sep.trajectory import evenly_spaced, freeze
 from protection.training import EpochMetrics, TrainingState
 from ray_jobs.errors import UsageError
-from ray_jobs.model_files import ModelDescription, describe, new_model, weights_to_bytes
+from ray_jobs.model_files import ModelDescription, describe, from_scratch, weights_to_bytes
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
 from storage.cache import read_cached_part
@@ -80,7 +80,8 @@ class Trajectory(NamedTuple):
         """
         name = self.checkpoints[number]
         data = read_cached_part(self.location, name, manifest=self.manifest)
-        model = new_model(self.description.config, num_classes=self.description.num_classes, seed=0)
+        model = from_scratch(self.description, seed=0)
+        assert isinstance(model, Classifier)  # pretrain keeps no trajectory of others
         weights = tensors_from_bytes(data, source=f"{self.location}/{name}")
         load_weights(model, weights, source=f"{self.location}/{name}")
         return freeze(model)

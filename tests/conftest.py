@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from protection.batches import TensorImages
+from protection.denoisers import Denoiser, DenoiserConfig, build_denoiser
 from protection.models import Classifier
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -76,6 +77,23 @@ def tiny_classifier(
         network.norm.running_mean.normal_()
         network.norm.running_var.uniform_(0.5, 2)
     return Classifier(network, num_classes=num_classes).to(dtype)
+
+
+def tiny_denoiser(*, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """A denoiser of grey 8x8 images with 20 noise levels and fixed, non-trivial weights."""
+    config = DenoiserConfig(
+        image_size=8,
+        channels=1,
+        block_out_channels=[8, 16],
+        layers_per_block=1,
+        attention_sizes=[],
+        dropout=dropout,
+        num_train_timesteps=20,
+        beta_schedule="squaredcos_cap_v2",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return build_denoiser(config).to(dtype)
 
 
 def random_images(num_images: int = 60, num_classes: int = 3, *, seed: int = 0) -> TensorImages:

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = {"protection", "storage", "tune_spaces", "ray_jobs"}
 ALLOWED = {
-    "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy", "PIL"},
+    "protection": {"protection", "torch", "torchvision", "timm", "numpy", "scipy", "PIL"}
+    | {"diffusers", "torchmetrics"},
     "storage": {"storage", "torch", "torchvision", "numpy", "pyarrow", "safetensors", "PIL"}
     | {"boto3", "botocore", "s3transfer", "sklearn", "huggingface_hub"},
     "tune_spaces": {"tune_spaces", "ray"},

@@ -5,13 +5,15 @@ methods, longer training, a schedule, augmentation, fewer images, and a *prepara
 before it is fine-tuned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Final, NamedTuple
 
 from protection.batches import Images
 from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.sophon.adversary import Strategy, number
+from protection.tasks import Task
 
 
 class Condition(NamedTuple):
@@ -36,6 +38,21 @@ CONDITIONS: Final[dict[str, Condition]] = {
     "preparation_epochs": Condition("preparation", frozenset(IMAGES_FOR), 5),
     "preparation_lr": Condition("preparation", frozenset(IMAGES_FOR), 1e-3),
     "pruned_share": Condition("preparation", frozenset({"prune"}), 0.5),
+}
+# What only models with classes can undergo: they have a head, and their images have labels to mix.
+OF_CLASSES: Final[dict[str, frozenset[str]]] = {
+    "method": frozenset(
+        {
+            "head_only",
+            "redrawn_head",
+            "redrawn_head_only",
+            "redrawn_last_block",
+            "gradual_unfreezing",
+            "layer_wise_lr",
+        }
+    ),
+    "augmentation": frozenset({"cutout", "mixup", "cutmix"}),
+    "preparation": frozenset({"heal_unrelated", "distill"}),
 }
 # What a name says before the value of each field that a strategy does not have.
 _WORDS: Final = {
@@ -100,10 +117,31 @@ class Attack(Strategy):
         return " ".join(words)
 
 
+def require_possible(attacks: Iterable[Attack], task: Task) -> None:
+    """Raise ValueError where one of ``attacks`` does what models of ``task`` cannot undergo."""
+    for attack in attacks:
+        if field := impossible_field(attack, task):
+            raise ValueError(
+                f"{field} is {getattr(attack, field)!r}, but {task.name} has no classes; expected "
+                "another attack (methods all_layers and lora, augmentations none, crop_and_flip "
+                "and randaugment, preparations none, heal_original, prune and int8 need none)"
+            )
+
+
+def impossible_field(attack: Attack, task: Task) -> str | None:
+    """The field of ``attack`` that models of ``task`` cannot undergo; None: it is possible."""
+    if task.has_classes:
+        return None
+    if attack.label_smoothing:
+        return "label_smoothing"
+    fields_of_classes = (name for name in OF_CLASSES if getattr(attack, name) in OF_CLASSES[name])
+    return next(fields_of_classes, None)
+
+
 class Means(NamedTuple):
     """What an adversary has besides a model and restricted images; None: it does not have it."""
 
-    fresh: Callable[[], Classifier] | None = None
+    fresh: Callable[[], ReleasedModel] | None = None
     """Makes a network of the model's architecture, newly drawn."""
     original: Images | None = None
     """Training images of the model's own domain."""
@@ -119,8 +157,14 @@ NO_MEANS: Final = Means()
 class Setup(NamedTuple):
     """What a method and a preparation begin with."""
 
-    model: Classifier
+    model: ReleasedModel
     """Changed in place."""
     attack: Attack
     means: Means
     seed: int
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model, for what only classifiers can undergo."""
+        assert isinstance(self.model, Classifier)  # others are refused by require_possible
+        return self.model

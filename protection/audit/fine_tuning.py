@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from protection.audit.attacks import NO_MEANS, Attack, Means, Setup
+from protection.audit.attacks import NO_MEANS, Attack, Means, Setup, require_possible
 from protection.audit.augmentation import AUGMENTATIONS
 from protection.audit.epochs import Epochs, descend
 from protection.audit.methods import Group, begin
@@ -16,7 +15,7 @@ from protection.audit.preparations import PREPARATIONS
 from protection.batches import Images
 from protection.evaluation import accuracy
 from protection.lora import merge_adapters
-from protection.models import Classifier
+from protection.released import ReleasedModel, batch_loss
 from protection.schedules import SCHEDULES, lr_factor
 from protection.seeds import derive_seed, generator, seeded
 from protection.sophon.adversary import OPTIMIZERS
@@ -27,15 +26,15 @@ class FineTuningMetrics(NamedTuple):
 
     epoch: int
     loss: float
-    """Mean cross-entropy over the epoch; not finite where the adversary diverged."""
+    """Mean training loss over the epoch; not finite where the adversary diverged."""
     test_accuracy: float
-    """On test images of the domain, in [0, 1]."""
+    """On test images of the domain, as the model's task defines it."""
     stopped: bool = False
     """Whether this epoch is the last because nothing was to be hoped for."""
 
 
 def fine_tune(
-    model: Classifier,
+    model: ReleasedModel,
     attack: Attack,
     restricted: Images,
     test: Images,
@@ -59,8 +58,9 @@ def fine_tune(
             given up; None: never. It saves time, and misses who would have got through later.
 
     Raises:
-        ValueError: the attack needs what ``means`` lacks.
+        ValueError: the attack needs what ``means`` lacks, or what such a model does not have.
     """
+    require_possible([attack], model.task)
     setup = Setup(model, attack, means, seed)
     with seeded(seed, "setup", device=model.device):
         PREPARATIONS[attack.preparation](setup)
@@ -73,7 +73,7 @@ def fine_tune(
     chosen = stratified(restricted.labels, fraction=attack.data_fraction, seed=seed)
     passes = Epochs(restricted, chosen, attack.batch_size, (seed, "fine-tuning"))
     num_epochs = max(1, round(attack.epochs_factor * epochs))
-    chance, num_hopeless = at_chance(test), 0
+    chance, num_hopeless = at_chance(test) if model.task.has_classes else 0.0, 0
     try:
         for epoch in range(num_epochs):
             loss = _run_epoch(setup, groups, optimizer, passes, epoch, num_epochs=num_epochs)
@@ -109,8 +109,9 @@ def _run_epoch(
             for group, of_optimizer in zip(groups, optimizer.param_groups, strict=True):
                 of_optimizer["lr"] = attack.finetune_lr * group.lr_factor * factor
             step_seed = derive_seed(seed, "augmentation", step)
-            images, labels = AUGMENTATIONS[attack.augmentation](model, batch, step_seed)
-            loss = F.cross_entropy(model(images), labels, label_smoothing=attack.label_smoothing)
+            augmented = AUGMENTATIONS[attack.augmentation](model, batch, step_seed)
+            smoothing = attack.label_smoothing
+            loss = batch_loss(model, augmented, seed, "noise", step, label_smoothing=smoothing)
             losses.append(descend(optimizer, trained, loss))
     return torch.stack(losses).mean().item()
 

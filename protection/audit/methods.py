@@ -31,12 +31,13 @@ class Group(NamedTuple):
 
 def begin(setup: Setup, *, num_classes: int) -> list[Group]:
     """Draw anew what the attack's method draws, and return what it trains; in train mode then."""
-    model = setup.model
-    if redraws_head(setup.attack.method):
+    method = setup.attack.method
+    if setup.model.task.has_classes and redraws_head(method):
         rng = generator(setup.seed, "head")
+        model = setup.classifier
         replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
-    groups = AUDIT_METHODS[setup.attack.method](setup)
-    model.train()
+    groups = AUDIT_METHODS[method](setup)
+    setup.model.train()
     return groups
 
 
@@ -53,22 +54,23 @@ def _redrawn_last_block(setup: Setup) -> list[Group]:
             "of the same architecture"
         )
     own, new = setup.model.network.state_dict(), setup.means.fresh().network.state_dict()
-    for stage in stages(setup.model)[-1:]:
+    for stage in stages(setup.classifier)[-1:]:
         for name in stage:
             own[name].copy_(new[name])
     return [Group(list(setup.model.parameters()))]
 
 
 def _lora(setup: Setup) -> list[Group]:
-    """Train the head and low-rank changes of all other weight matrices, which stay themselves."""
+    """Train low-rank changes of all weight matrices, which stay themselves; a head is trained."""
+    head = setup.classifier.head if setup.model.task.has_classes else None
     adapters = add_adapters(
         setup.model.network,
-        head=setup.model.head,
+        head=head,
         rank=cast(int, setup.attack.lora_rank),
         alpha=cast(float, setup.attack.lora_alpha),
         rng=generator(setup.seed, "lora"),
     )
-    return [Group([*setup.model.head.parameters(), *adapters])]
+    return [Group([*([] if head is None else head.parameters()), *adapters])]
 
 
 def _gradual_unfreezing(setup: Setup) -> list[Group]:
@@ -98,8 +100,9 @@ def _layer_wise_lr(setup: Setup) -> list[Group]:
 def _from_the_head(setup: Setup) -> list[list[nn.Parameter]]:
     """Parameters of the head, then of every stage from the last to the first."""
     named = dict(setup.model.network.named_parameters())
-    by_stage = [[named[name] for name in stage if name in named] for stage in stages(setup.model)]
-    return [list(setup.model.head.parameters()), *reversed(by_stage)]
+    model = setup.classifier
+    by_stage = [[named[name] for name in stage if name in named] for stage in stages(model)]
+    return [list(model.head.parameters()), *reversed(by_stage)]
 
 
 AUDIT_METHODS: Final[dict[str, Callable[[Setup], list[Group]]]] = {

@@ -17,9 +17,12 @@ from protection.audit.epochs import Epochs, descend
 from protection.batches import Batch, Images
 from protection.layers import weight_matrices
 from protection.models import redrawn_head, replace_head
+from protection.released import batch_loss
 from protection.seeds import generator, seeded
 
 Had = TypeVar("Had")
+StepLoss = Callable[[Batch, int], Tensor]
+"""Of a batch and the number of its step."""
 
 # Of Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015.
 _TEMPERATURE: Final = 4.0
@@ -31,18 +34,21 @@ def _none(setup: Setup) -> None:
 
 def _heal_original(setup: Setup) -> None:
     """Fine-tune on original images first: what protects may be forgotten, what is useful not."""
-    images = _images(setup)
-    _train(setup, images, lambda batch: F.cross_entropy(setup.model(batch.images), batch.labels))
+    _train(setup, _images(setup), _task_loss(setup))
 
 
 def _heal_unrelated(setup: Setup) -> None:
     """Fine-tune on images of an unrelated domain first, with a head that is thrown away then."""
-    model, own = setup.model, setup.model.head
+    model, own = setup.classifier, setup.classifier.head
     images = _images(setup)
     rng = generator(setup.seed, "preparation", "head")
     replace_head(model, redrawn_head(model, num_classes=images.num_classes, rng=rng))
-    _train(setup, images, lambda batch: F.cross_entropy(model(batch.images), batch.labels))
+    _train(setup, images, _task_loss(setup))
     replace_head(model, own)
+
+
+def _task_loss(setup: Setup) -> StepLoss:
+    return lambda batch, step: batch_loss(setup.model, batch, setup.seed, "preparation", step)
 
 
 def _distill(setup: Setup) -> None:
@@ -54,7 +60,8 @@ def _distill(setup: Setup) -> None:
     model, teacher = setup.model, copy.deepcopy(setup.model).eval()
     model.load_state_dict(fresh().state_dict())
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(batch: Batch, step: int) -> Tensor:
+        del step  # nothing is drawn
         logits = model(batch.images)
         if setup.means.is_scratch:
             return F.cross_entropy(logits, batch.labels)
@@ -91,7 +98,7 @@ def _int8(setup: Setup) -> None:
         weight.copy_(torch.where(scale > 0, (weight / scale).round() * scale, weight))
 
 
-def _train(setup: Setup, images: Images, loss_of: Callable[[Batch], Tensor]) -> None:
+def _train(setup: Setup, images: Images, loss_of: StepLoss) -> None:
     """Train all layers by Adam, whatever the attack's optimizer: its rate would be another."""
     attack, model, device = setup.attack, setup.model, setup.model.device
     trained = list(model.parameters())
@@ -101,8 +108,8 @@ def _train(setup: Setup, images: Images, loss_of: Callable[[Batch], Tensor]) -> 
     model.train()
     for epoch in range(cast(int, attack.preparation_epochs)):
         with seeded(setup.seed, "preparation", epoch, device=device):
-            for _, batch in epochs.batches(epoch, device=device):
-                descend(optimizer, trained, loss_of(batch))
+            for step, batch in epochs.batches(epoch, device=device):
+                descend(optimizer, trained, loss_of(batch, step))
 
 
 def _images(setup: Setup) -> Images:

@@ -7,12 +7,13 @@ adversary with few images has them.
 from collections.abc import Iterable
 from typing import Any, Final
 
-from protection.audit.attacks import Attack
+from protection.audit.attacks import OF_CLASSES, Attack
 from protection.audit.augmentation import AUGMENTATIONS
 from protection.audit.families import NAMES, AttackFamily
 from protection.audit.methods import AUDIT_METHODS
 from protection.audit.preparations import PREPARATIONS
 from protection.sophon.adversary import OPTIMIZERS
+from protection.tasks import CLASSIFICATION, Task
 
 
 def _of(method: str, optimizer: str, finetune_lr: float, **lists: Any) -> AttackFamily:
@@ -110,12 +111,15 @@ def attacks_of(families: Iterable[AttackFamily]) -> list[Attack]:
     return list(dict.fromkeys(attack for family in families for attack in family.attacks()))
 
 
-def not_tested(attacks: Iterable[Attack]) -> list[str]:
-    """What Ringfence knows of and none of ``attacks`` does, for a report: `method lora`, say."""
-    attacks = list(attacks)
-    return [
-        f"{field} {name}"
-        for field, names in ((lists.removesuffix("s"), names) for lists, names in NAMES.items())
-        for name in names
-        if name not in {getattr(attack, field) for attack in attacks} | {"none"}
-    ]
+def not_tested(attacks: Iterable[Attack], *, task: Task = CLASSIFICATION) -> list[str]:
+    """What Ringfence knows of and none of ``attacks`` does, for a report: `method lora`, say.
+
+    What models of ``task`` cannot undergo is left out.
+    """
+    attacks, missing = list(attacks), []
+    for field, names in ((lists.removesuffix("s"), names) for lists, names in NAMES.items()):
+        known = {getattr(attack, field) for attack in attacks} | {"none"}
+        if not task.has_classes:
+            known |= OF_CLASSES.get(field, frozenset())
+        missing += [f"{field} {name}" for name in names if name not in known]
+    return missing

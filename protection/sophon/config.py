@@ -23,7 +23,9 @@ class SophonConfig:
     adversary: list[StrategyFamily] = field(default_factory=lambda: [StrategyFamily()])
     """What episodes draw their strategies from."""
     suppression_loss: str = "inverse_cross_entropy"
-    """inverse_cross_entropy, negated_logit_cross_entropy or kl_to_uniform."""
+    """Of classifiers inverse_cross_entropy, negated_logit_cross_entropy or kl_to_uniform, of
+    denoisers denial_of_service (released: suppression_lr 5e-6, reinforcement_lr 2e-4, 10
+    reinforcement steps, 200 rounds) or negated_mse."""
     suppression_lr: float = 3e-4
     """Learning rate of the suppression's Adam, alpha."""
     clip_norm: float | None = 0.5
@@ -40,7 +42,7 @@ class SophonConfig:
     """Original validation images, at most, on which every round is measured."""
     max_original_drop: float = 0.05
     """Greatest loss of original validation accuracy, in [0, 1], before a round is rolled back; 1:
-    never, as in the paper."""
+    never, as in the paper. Of a denoiser: the share by which its error may grow."""
     max_rollbacks: int = 20
     """Rounds rolled back one after another before the run gives up."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -1,4 +1,4 @@
-"""Charts as SVG for a page: accuracy over epochs, the same bytes for the same numbers.
+"""Charts as SVG for a page: accuracy or error over epochs, the same bytes for the same numbers.
 
 Lines differ in dash and marker, not in colour alone. Colours are variables of the page, so a chart
 is dark where the page is; text stays text, so it is read, searched and set in the page's font.
@@ -91,9 +91,15 @@ def accuracy_chart(chart: Chart, *, name: str, is_large: bool) -> str:
 
 def describe(chart: Chart) -> str:
     """Say in words what a chart shows, for who cannot see it."""
-    ends = ", ".join(f"{series.name} {100 * series.mean[-1]:.1f} %" for series in chart.series)
+    ends = ", ".join(
+        f"{series.name} {series.mean[-1]:.3f}"
+        if chart.is_error
+        else f"{series.name} {100 * series.mean[-1]:.1f} %"
+        for series in chart.series
+    )
     epochs = max(len(series.mean) for series in chart.series)
-    return f"Test accuracy over {epochs} epochs. After the last: {ends}."
+    measured = "Mean squared error" if chart.is_error else "Test accuracy"
+    return f"{measured} over {epochs} epochs. After the last: {ends}."
 
 
 def _draw(axes: Axes, chart: Chart, *, is_large: bool) -> None:
@@ -119,9 +125,10 @@ def _draw(axes: Axes, chart: Chart, *, is_large: bool) -> None:
             chart.chance, color=_VARIABLES[style.colour], linestyle=style.dashes, linewidth=1.2
         )
     highest = max(max(map(max, series.seeds)) for series in chart.series)
-    axes.set_ylim(0, min(1.0, 1.08 * highest) or 1.0)
+    axes.set_ylim(0, (1.08 * highest if chart.is_error else min(1.0, 1.08 * highest)) or 1.0)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    if not chart.is_error:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("epoch")
     axes.margins(x=0.03)

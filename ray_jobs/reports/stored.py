@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from ray_jobs.errors import UsageError
 from ray_jobs.reports.data_report import DATA_AUDIT
 from ray_jobs.reports.data_view import data_view
+from ray_jobs.reports.denoiser_view import DENOISER_AUDIT, denoiser_view
 from ray_jobs.reports.markdown import to_markdown
 from ray_jobs.reports.model_report import MODEL_AUDIT
 from ray_jobs.reports.model_view import model_view
@@ -30,6 +31,7 @@ VERSION: Final = 1
 VIEWS: Final[dict[str, Callable[[Mapping[str, Any]], View]]] = {
     MODEL_AUDIT: model_view,
     DATA_AUDIT: data_view,
+    DENOISER_AUDIT: denoiser_view,
 }
 """By the report's format, which is also the kind of its commit."""
 

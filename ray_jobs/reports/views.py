@@ -4,7 +4,7 @@ A model audit and a data audit become the same few pieces; Markdown, the page an
 write these. Everything is text already: numbers are rounded in one place.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["held", "failed", "open"]
@@ -69,12 +69,14 @@ class Series(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Accuracy over epochs."""
+    """Accuracy over epochs, or a denoiser's error."""
 
     title: str
     note: str
     series: Sequence[Series]
     chance: float | None = None
+    is_error: bool = False
+    """Whether the numbers are mean squared errors, which are no shares."""
 
 
 class View(NamedTuple):
@@ -100,15 +102,26 @@ class View(NamedTuple):
     not_tested: Sequence[str]
     terms: Mapping[str, str]
     """What the words mean that the others use."""
+    picture_title: str = "What protected images look like"
+    picture_words: str = (
+        "Some clean images, the same images protected below them, and below these the difference, "
+        "amplified."
+    )
+    """What a picture shows, for who cannot see it."""
 
 
-def chart_series(starts: Mapping[str, Any]) -> list[Series]:
-    """The curves of a cell, by the name of what they started from, as a report holds them."""
+def chart_series(
+    starts: Mapping[str, Any], *, shown: Callable[[float], float] = lambda accuracy: accuracy
+) -> list[Series]:
+    """The curves of a cell, by the name of what they started from, as a report holds them.
+
+    ``shown`` is what is drawn of an accuracy.
+    """
     return [
         Series(
             name,
-            of_start["curve"]["mean"],
-            [[row["test_accuracy"] for row in rows] for rows in of_start["curve"]["seeds"]],
+            [shown(accuracy) for accuracy in of_start["curve"]["mean"]],
+            [[shown(row["test_accuracy"]) for row in rows] for rows in of_start["curve"]["seeds"]],
         )
         for name, of_start in starts.items()
     ]

@@ -239,10 +239,7 @@ def test_an_audit_reports_on_all_it_ran_and_names_what_it_did_not(
 
     monkeypatch.setattr(audit_model, "run_cells", run_here)
     monkeypatch.setattr(audit_model, "connect", lambda cluster: None)
-    monkeypatch.setattr(
-        audit_model, "_original_accuracies", lambda audited, cluster: measured(audited)
-    )
-    measured = audit_model.measure_original
+    monkeypatch.setattr(audit_model, "_measure", lambda task, audited, cluster: task(audited))
     job = a_job(model, tmp_path / "audit", benign=[FEW], epochs=1)
     report = json.loads(read_part(audit_model.run(job), "report.json"))
     assert report["headline"]["num_cells"] == 1

@@ -36,20 +36,61 @@ def kl_to_uniform(logits: Tensor, labels: Tensor) -> Tensor:
     return total / len(labels)
 
 
+def denial_of_service(predicted: Tensor, noise: Tensor) -> Tensor:
+    total = predicted.new_zeros(())
+    for value in predicted.flatten():
+        total = total + value**2
+    return total / predicted.numel()
+
+
+def negated_mse(predicted: Tensor, noise: Tensor) -> Tensor:
+    total = predicted.new_zeros(())
+    for image, its_noise in zip(predicted, noise, strict=True):
+        error = image.new_zeros(())
+        for value, true in zip(image.flatten(), its_noise.flatten(), strict=True):
+            error = error + (value - true) ** 2 / image.numel()
+        total = total - error / (1 + error)
+    return total / len(predicted)
+
+
+def alphas_cumprod(betas: list[float]) -> list[float]:
+    product, products = 1.0, []
+    for beta in betas:
+        product *= 1 - beta
+        products.append(product)
+    return products
+
+
+def noisy(clean: Tensor, noise: Tensor, timesteps: list[int], betas: list[float]) -> Tensor:
+    """Equation 4 of DDPM, image by image."""
+    left = alphas_cumprod(betas)
+    images = [
+        math.sqrt(left[t]) * image + math.sqrt(1 - left[t]) * its_noise
+        for image, its_noise, t in zip(clean, noise, timesteps, strict=True)
+    ]
+    return torch.stack(images)
+
+
 def episode_loss(
-    model: nn.Module, batches, *, finetune_lr: float, suppression_loss, second_order=False
+    model: nn.Module,
+    steps,
+    *,
+    finetune_lr: float,
+    suppression_loss,
+    training_loss=F.cross_entropy,
+    second_order=False,
 ):
     """Mean query loss along an unrolled SGD fine-tuning, all K query graphs alive until the caller
-    differentiates it.
+    differentiates it. A step is the examples of its support and of its query.
 
     First order: the gradient of a step is a constant shift of the weights. Second order: it is
     differentiated through.
     """
     weights = dict(model.named_parameters())
     query_losses = []
-    for support, query in batches:
-        support_loss = F.cross_entropy(
-            functional_call(model, weights, (support.images,)), support.labels
+    for support, query in steps:
+        support_loss = training_loss(
+            functional_call(model, weights, support.inputs), support.targets
         )
         grads = torch.autograd.grad(
             support_loss,
@@ -61,8 +102,9 @@ def episode_loss(
             name: weight - finetune_lr * grad
             for (name, weight), grad in zip(weights.items(), grads, strict=True)
         }
-        query_logits = functional_call(model, weights, (query.images,))
-        query_losses.append(suppression_loss(query_logits, query.labels))
+        query_losses.append(
+            suppression_loss(functional_call(model, weights, query.inputs), query.targets)
+        )
     return torch.stack(query_losses).mean()
 
 

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.sophon.adversary import METHODS, OPTIMIZERS, Strategy
 from protection.sophon.episode import Episode, draw_batches, simulate
 from protection.sophon.losses import SUPPRESSION_LOSSES, inverse_cross_entropy
-from protection.tasks import CLASSIFICATION
+from protection.tasks import CLASSIFICATION, Examples
 from tests.conftest import random_images, tiny_classifier
 from tests.references import sophon as references
 
@@ -36,11 +37,13 @@ def gradient_of(model: Classifier, an_episode: Episode, loss=inverse_cross_entro
     return gradient
 
 
-def float64_batches(an_episode: Episode) -> Iterator:
-    for support, query in draw_batches(an_episode, device=torch.device("cpu")):
+def steps(model: ReleasedModel, an_episode: Episode) -> Iterator[tuple[Examples, Examples]]:
+    """Support and query of each step, as the model is given them."""
+    batches = draw_batches(an_episode, device=torch.device("cpu"))
+    for step, (support, query) in enumerate(batches):
         yield (
-            support._replace(images=support.images.double()),
-            query._replace(images=query.images.double()),
+            model.examples(support, an_episode.seed, "support", step),
+            model.examples(query, an_episode.seed, "query", step),
         )
 
 
@@ -48,7 +51,7 @@ def reference_gradient(an_episode: Episode, loss, *, second_order: bool = False)
     model = tiny_classifier(dtype=torch.float64).train()
     mean = references.episode_loss(
         model,
-        float64_batches(an_episode),
+        steps(model, an_episode),
         finetune_lr=an_episode.strategy.finetune_lr,
         suppression_loss=loss,
         second_order=second_order,
@@ -140,13 +143,13 @@ def test_head_only_reaches_every_layer_but_trains_the_head_alone() -> None:
     an_episode = episode(1, method="head_only")
     gradient = gradient_of(tiny_classifier(dtype=torch.float64), an_episode)
     model = tiny_classifier(dtype=torch.float64).train()
-    ((support, query),) = float64_batches(an_episode)
-    loss = torch.nn.functional.cross_entropy(model(support.images), support.labels)
+    ((support, query),) = steps(model, an_episode)
+    loss = torch.nn.functional.cross_entropy(model(*support.inputs), support.targets)
     grads = torch.autograd.grad(loss, list(model.head.parameters()))
     with torch.no_grad():
         for parameter, grad in zip(model.head.parameters(), grads, strict=True):
             parameter -= an_episode.strategy.finetune_lr * grad
-    query_loss = inverse_cross_entropy(model(query.images), query.labels)
+    query_loss = inverse_cross_entropy(model(*query.inputs), query.targets)
     expected = torch.autograd.grad(query_loss, list(model.parameters()))
     for ours, reference in zip(gradient, expected, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)

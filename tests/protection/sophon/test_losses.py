@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from protection.sophon.losses import SUPPRESSION_LOSSES, inverse_cross_entropy
+from protection.denoising import DENOISING
+from protection.sophon.losses import SUPPRESSION_LOSSES, inverse_cross_entropy, negated_mse
 from protection.tasks import CLASSIFICATION
 from tests.references import sophon as references
 
@@ -23,6 +24,34 @@ def test_suppression_loss_matches_equation(
     (expected,) = torch.autograd.grad(reference(logits, labels), logits)
     torch.testing.assert_close(grad, expected)
     assert torch.autograd.gradcheck(lambda z: loss(z, labels), (logits,))
+
+
+@pytest.mark.parametrize("name", SUPPRESSION_LOSSES[DENOISING.name])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_suppression_loss_of_denoisers_matches_equation(
+    name: str, scale: float, rng: torch.Generator
+) -> None:
+    noise = torch.randn(3, 1, 2, 2, generator=rng, dtype=torch.float64)
+    predicted = scale * torch.randn(3, 1, 2, 2, generator=rng, dtype=torch.float64)
+    predicted.requires_grad_()
+    loss, reference = SUPPRESSION_LOSSES[DENOISING.name][name], getattr(references, name)
+    torch.testing.assert_close(loss(predicted, noise), reference(predicted, noise))
+    (grad,) = torch.autograd.grad(loss(predicted, noise), predicted)
+    (expected,) = torch.autograd.grad(reference(predicted, noise), predicted)
+    torch.testing.assert_close(grad, expected)
+    assert torch.autograd.gradcheck(lambda x: loss(x, noise), (predicted,))
+
+
+def test_negated_mse_is_bounded_where_the_naive_formula_is_no_number() -> None:
+    noise = torch.zeros(2, 1, 2, 2)
+    predicted = torch.tensor([0.0, 1e30]).view(2, 1, 1, 1).expand(2, 1, 2, 2).clone()
+    predicted.requires_grad_()
+    error = predicted.square().flatten(1).mean(dim=1)
+    assert (error / (1 + error)).isnan().any()
+    loss = negated_mse(predicted, noise)
+    assert loss == -0.5  # nothing lost on the first image, everything on the second
+    (grad,) = torch.autograd.grad(loss, predicted)
+    assert (grad == 0).all()  # at the least and at the greatest value
 
 
 def test_inverse_cross_entropy_stays_finite_where_the_naive_formula_does_not() -> None:
