@@ -25,8 +25,9 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
-from ray_jobs.cells import require_seeds, run_cells
-from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.cells import as_task, require_seeds, run_cells
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
@@ -241,10 +242,7 @@ def _check(audited: Audited, plan: Mapping[Target, Sequence[Attack]]) -> None:
 
 
 def _original_accuracies(audited: Audited, cluster: ClusterConfig) -> dict[str, float]:
-    task = ray.remote(measure_original).options(
-        num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
-    )
-    result: dict[str, float] = ray.get(task.remote(audited))
+    result: dict[str, float] = ray.get(as_task(measure_original, cluster)(audited))
     return result
 
 

@@ -7,3 +7,7 @@ class JobError(Exception):
 
 class UsageError(ValueError):
     """What was asked for cannot be run; the message names value and fix, the exit code is 2."""
+
+
+class HopelessError(Exception):
+    """A worker failed at something that no restart would mend; the message says at what."""

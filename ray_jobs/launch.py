@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
 from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, following
 from ray_jobs.runs import begin, find_run
+from ray_jobs.train_run import run_on_workers
 
 
 class TrainJob(Protocol):

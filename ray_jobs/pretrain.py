@@ -48,7 +48,7 @@ class Pretrain:
                 f"trajectory_checkpoints is {checkpoints}, but training.epochs is {epochs}; "
                 f"expected 1 to {epochs}, or null for none"
             )
-        if self.cluster.workers > self.training.shards:
+        if self.cluster.max_workers > self.training.shards:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but training.shards is "
                 f"{self.training.shards}, so the others would idle; expected at most "
@@ -95,7 +95,8 @@ def format_row(row: Row) -> str:
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train one model; every Ray Train worker runs this function."""
-    return failing_clearly(lambda: _train(config["job"], config["run"]))
+    job = config["job"]
+    return failing_clearly(lambda: _train(job, config["run"]), cluster=job.cluster)
 
 
 def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
         this_run=this_run,
         num_rounds=job.training.epochs,
         first_round=state.next_epoch,
-        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        cluster=job.cluster,
         workers=workers,
         device=device,
         resumed=resumed,

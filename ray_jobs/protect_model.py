@@ -58,7 +58,7 @@ class ProtectModel:
                 f"network is given, but model is {self.model}, a committed location that describes "
                 "itself; expected network: null (or a .safetensors file)"
             )
-        if self.cluster.workers > self.sophon.episodes_per_round:
+        if self.cluster.max_workers > self.sophon.episodes_per_round:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but sophon.episodes_per_round is "
                 f"{self.sophon.episodes_per_round}, so the others would idle; expected at most "
@@ -122,7 +122,8 @@ def format_row(row: Row) -> str:
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Protect one model with SOPHON; every Ray Train worker runs this function."""
-    return failing_clearly(lambda: _protect(config["job"], config["run"]))
+    job = config["job"]
+    return failing_clearly(lambda: _protect(job, config["run"]), cluster=job.cluster)
 
 
 def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
         this_run=this_run,
         num_rounds=job.sophon.rounds,
         first_round=state.next_round,
-        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        cluster=job.cluster,
         workers=workers,
         device=device,
         resumed=resumed,
