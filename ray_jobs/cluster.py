@@ -32,6 +32,9 @@ class ClusterConfig:
     autoscaling: bool = False
     """Whether the cluster starts machines when a job asks for more than there are; if not, one that
     is too small is refused at once."""
+    resize_interval_seconds: float = 60
+    """With a range of workers: how often to look whether there could be more; taking them in goes
+    back to the last checkpoint."""
     wait_seconds: float = 600
     """Longest wait for machines that are still to come or were lost, before the job fails."""
     max_failures: int = 3
@@ -58,7 +61,12 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
-        for name in ("gpus_per_worker", "wait_seconds", "checkpoint_interval_seconds"):
+        for name in (
+            "gpus_per_worker",
+            "resize_interval_seconds",
+            "wait_seconds",
+            "checkpoint_interval_seconds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.min_workers < 1:

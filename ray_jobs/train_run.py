@@ -47,7 +47,15 @@ from ray_jobs.machine import collective_backend
 
 logger = logging.getLogger(__name__)
 
-_RESIZE_SECONDS: Final = 60.0
+# Between two looks whether there is room for workers.
+_LOOK_AGAIN_SECONDS: Final = 0.2
+_NOT_WAITING: Final = (
+    RunningState,
+    PreemptingState,
+    ShuttingDownState,
+    FinishedState,
+    ErroredState,
+)
 
 
 def run_on_workers(
@@ -98,7 +106,7 @@ def _scaling(cluster: ClusterConfig) -> ScalingConfig:
         resources_per_worker={"CPU": cluster.cpus_per_worker, **gpus},
         accelerator_type=cluster.accelerator_type,
         placement_strategy=cluster.placement,
-        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+        elastic_resize_monitor_interval_s=cluster.resize_interval_seconds,
     )
 
 
@@ -167,13 +175,3 @@ class Waiting(ControllerCallback):
         if type(current_state) is type(previous_state):
             # Ray Train would look again at once, and do nothing else with a core of the head.
             time.sleep(_LOOK_AGAIN_SECONDS)
-
-
-_LOOK_AGAIN_SECONDS: Final = 0.2
-_NOT_WAITING: Final = (
-    RunningState,
-    PreemptingState,
-    ShuttingDownState,
-    FinishedState,
-    ErroredState,
-)
