@@ -53,8 +53,9 @@ class Driver:
 
     def rows(self) -> list[dict[str, Any]]:
         """What it reported so far."""
-        lines = self._rows.read_text().splitlines() if self._rows.exists() else []
-        return [row for row in map(json.loads, lines) if "time" in row]
+        text = self._rows.read_text() if self._rows.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half-written
+        return [row for row in map(json.loads, whole) if "time" in row]
 
     def wait_for_rows(self, count: int) -> None:
         """Return once it reported so many."""
