@@ -37,9 +37,9 @@ class LocalCluster:
         """Nodes with a CPU."""
         return len(self._cluster.worker_nodes)
 
-    def add_node(self) -> None:
-        """Start one more node of one CPU."""
-        self._cluster.add_node(num_cpus=1)
+    def add_node(self, **environment: str) -> None:
+        """Start one more node of one CPU, whose processes have this besides the environment."""
+        self._cluster.add_node(num_cpus=1, env_vars=environment or None)
 
     def remove_node(self) -> None:
         """Take one of them away."""

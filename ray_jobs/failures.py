@@ -7,7 +7,7 @@ import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
 from ray_jobs.cluster import ClusterConfig
-from ray_jobs.errors import HopelessError
+from ray_jobs.errors import HopelessError, full_disk
 
 # Of the many that Ray raises, those of which there is more to say than they say themselves.
 _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
@@ -63,6 +63,8 @@ def _known(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, HopelessError):
             return str(cause)
+        if said := full_disk(cause):
+            return said
         for kind, remedy in _REMEDIES:
             if isinstance(cause, kind):
                 return f"{remedy}: {one_line(cause)}"

@@ -1,6 +1,5 @@
 """A train loop on a worker: run an algorithm's generator, report, checkpoint, resume."""
 
-import errno
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import torch
 from protection.training import NonFiniteError
 from protection.workers import Workers
 from ray_jobs.cluster import FAILURE, ClusterConfig
-from ray_jobs.errors import HopelessError
+from ray_jobs.errors import HopelessError, full_disk
 from ray_jobs.machine import prepare, quiet_worker
 from ray_jobs.reporting import NOTICE, ROWS
 from ray_jobs.run_checkpoints import (
@@ -172,8 +171,6 @@ def failing_clearly(
             "larger share in cluster.gpus_per_worker"
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HopelessError(
-                f"{error.filename or 'a disk'} is full ({where}); expected free space there"
-            ) from error
+        if said := full_disk(error):
+            raise HopelessError(f"{said} ({where})") from error
         raise

@@ -56,6 +56,10 @@ def lost(*, init_failed: bool = False) -> ray.exceptions.ActorDiedError:
         (ray.exceptions.ObjectStoreFullError("full"), "object store is too small"),
         (ray.exceptions.OutOfDiskError("full"), "the disk of a machine is full"),
         (ControllerError(task_error(ray.exceptions.OutOfMemoryError("killed"))), "out of memory"),
+        (
+            ControllerError(OSError(errno.ENOSPC, "No space left on device", "/m/metrics.jsonl")),
+            "the disk of /m/metrics.jsonl is full; expected free space on it (its state is in",
+        ),
         (lost(), "Ray Train's controller was lost 3 times (its state is in"),
         (lost(init_failed=True), "the run failed: ActorDiedError: "),
         (ControllerError(KeyError("a")), "the run failed: KeyError: 'a' (its state is in /state;"),
@@ -160,7 +164,7 @@ def test_waiting_ends_and_running_is_no_waiting(monkeypatch: pytest.MonkeyPatch)
         (
             OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
             HopelessError,
-            r"^/tmp/x is full \(on the machine [\d.]+\); expected free space there",
+            r"^the disk of /tmp/x is full; expected free space on it \(on the machine [\d.]+\)",
         ),
         (OSError(errno.ECONNRESET, "reset by peer"), OSError, "reset by peer"),
         (RuntimeError("gloo"), RuntimeError, "^gloo$"),
