@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ class LocalCluster:
 
     def __init__(self, num_nodes: int) -> None:
         """Start all of it; processes inherit the environment as it is now."""
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        # 8265 may be another cluster's, and without a dashboard nothing lists actors.
+        head = {"num_cpus": 0, "dashboard_port": _unused_port()}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         for _ in range(num_nodes):
             self.add_node()
@@ -71,6 +74,13 @@ class LocalCluster:
     def stop(self) -> None:
         """End every process of it."""
         self._cluster.shutdown()
+
+
+def _unused_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
 
 
 @contextmanager
