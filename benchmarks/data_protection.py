@@ -19,7 +19,7 @@ from benchmarks.protection import from_parquet, parquet_path, read_options
 from protection.audit.scores import Estimate, estimate
 from protection.sep.config import SepConfig
 from ray_jobs import audit_data, pretrain, protect_data
-from ray_jobs.cluster import connect
+from ray_jobs.connection import connect
 from ray_jobs.image_sets import ImageSetConfig
 from ray_jobs.recipes import read_recipe
 from ray_jobs.reports.stored import read_report
@@ -122,7 +122,7 @@ def audit_all(
         for name in variants(recipes.protect.sep)
         for seed in seeds
     ]
-    with ThreadPoolExecutor(recipes.audit.cluster.workers) as pool:
+    with ThreadPoolExecutor(recipes.audit.cluster.max_workers) as pool:
         # The first of each seed trains on the clean images; the others take that training over.
         first = list(pool.map(lambda key: audit(recipes, output, *key), keys[: len(seeds)]))
         rest = list(pool.map(lambda key: audit(recipes, output, *key), keys[len(seeds) :]))

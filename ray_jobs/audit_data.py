@@ -13,7 +13,8 @@ from protection.audit.countermeasures import COUNTERMEASURES, appropriate
 from protection.models import ModelConfig
 from protection.training import TrainingConfig, start_training
 from ray_jobs.cells import open_once, require_seeds, run_cells
-from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
 from ray_jobs.detection import detect_protected
 from ray_jobs.errors import UsageError
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set

@@ -29,8 +29,9 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
-from ray_jobs.cells import require_seeds, run_cells
-from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.cells import as_task, require_seeds, run_cells
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
 from ray_jobs.denoiser_cells import DenoisingAudit, open_features
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
@@ -284,10 +285,7 @@ def _measure(
     task: Callable[[Audited], dict[str, Any]], audited: Audited, cluster: ClusterConfig
 ) -> dict[str, Any]:
     """Run ``task`` on a worker."""
-    remote_task = ray.remote(task).options(
-        num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
-    )
-    result: dict[str, Any] = ray.get(remote_task.remote(audited))
+    result: dict[str, Any] = ray.get(as_task(task, cluster)(audited))
     return result
 
 

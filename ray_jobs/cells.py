@@ -16,6 +16,8 @@ import ray.exceptions
 
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import JobError
+from ray_jobs.failures import reason
+from ray_jobs.machine import prepare
 from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration
 from ray_jobs.runs import Run
 from storage.blobs import BlobStore, open_blobs
@@ -100,29 +102,45 @@ def _run_tasks(
     cluster: ClusterConfig,
 ) -> Iterator[tuple[CellT, list[Row]]]:
     """Yield every cell with its curve, in the order in which they finish."""
-    remote_task = ray.remote(task).options(
-        num_cpus=cluster.cpus_per_worker,
-        num_gpus=cluster.gpus_per_worker,
-        max_retries=cluster.max_failures,
-        # In a trial of a sweep, tasks would else be held to the trial's resources, without a CPU.
-        scheduling_strategy="DEFAULT",
-    )
+    begin_task = as_task(task, cluster)
     running: dict[Any, CellT] = {}
     while waiting or running:
-        while waiting and len(running) < cluster.workers:
+        while waiting and len(running) < cluster.max_workers:
             cell = waiting.pop(0)
-            running[remote_task.remote(shared, cell)] = cell
+            running[begin_task(shared, cell)] = cell
         (done,), _ = ray.wait(list(running))
         cell = running.pop(done)
         try:
             curve = ray.get(done)
         except ray.exceptions.RayError as error:
-            message = [line for line in str(error).splitlines() if line.strip()][-1]
             raise JobError(
-                f"cell {cell.key()} failed: {message}; finished ones are kept, the same command "
-                "goes on"
+                f"cell {cell.key()} failed: {reason(error)}; finished ones are kept, the same "
+                "command goes on"
             ) from error
         yield cell, curve
+
+
+def as_task(function: Callable[..., Any], cluster: ClusterConfig) -> Callable[..., Any]:
+    """``function`` as a Ray task on what ``cluster`` gives a worker; returns references.
+
+    Args:
+        function: importable on every machine.
+        cluster: connected already.
+    """
+    remote = ray.remote(_run_prepared).options(
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker,
+        accelerator_type=cluster.accelerator_type,
+        max_retries=cluster.max_failures,
+        # In a trial of a sweep, tasks would else be held to the trial's resources, without a CPU.
+        scheduling_strategy="SPREAD" if cluster.placement == "SPREAD" else "DEFAULT",
+    )
+    return functools.partial(remote.remote, function, cluster)
+
+
+def _run_prepared(function: Callable[..., Any], cluster: ClusterConfig, *arguments: object) -> Any:
+    prepare(cluster)
+    return function(*arguments)
 
 
 def open_once(open_images: Callable[..., OpenedT], config: Any, *, image_size: int) -> OpenedT:

@@ -17,7 +17,7 @@ from typing import Any, Final, get_args, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ray_jobs.commands import COMMANDS
-from ray_jobs.errors import JobError
+from ray_jobs.errors import JobError, full_disk
 from ray_jobs.recipes import plain
 from storage.errors import StorageError, UnavailableError
 
@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, StorageError) as error:
         return _refuse(f"ringfence {name}: {error}")
+    except OSError as error:
+        if (said := full_disk(error)) is None:
+            raise
+        print(f"ringfence {name}: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"ringfence {name}: interrupted; the same command goes on from here", file=sys.stderr)
         return 1

@@ -106,5 +106,5 @@ def run(job: Demo) -> str:
 
 def _on_this_machine(recipe: Any) -> Any:
     """The demo must run on one core, too; no result depends on the number of workers."""
-    workers = min(recipe.cluster.workers, os.cpu_count() or 1)
+    workers = min(recipe.cluster.max_workers, os.cpu_count() or 1)
     return dataclasses.replace(recipe, cluster=dataclasses.replace(recipe.cluster, workers=workers))

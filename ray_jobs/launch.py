@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ray_jobs.cluster import ClusterConfig, connect, run_on_workers
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
+from ray_jobs.preflight import check_machines
 from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, following
 from ray_jobs.runs import begin, find_run
+from ray_jobs.train_run import run_on_workers
 
 
 class TrainJob(Protocol):
@@ -42,11 +45,12 @@ def launch(
 
     Raises:
         UsageError, AlreadyCommittedError: the cluster or the output is refused; nothing is written.
-        JobError: the run failed.
+        JobError: a machine cannot take part, or the run failed.
     """
     run = find_run(job, verb=verb)
     connect(job.cluster)
     begin(run)
+    check_machines(job.cluster, run)
     with following(run.logs / METRICS_FILE, format_row):
         run_on_workers(
             loop,

@@ -61,7 +61,7 @@ class Pretrain:
                 "new_head is true, but weights is null, so everything is new; expected weights to "
                 "take the rest from, or new_head: false"
             )
-        if self.cluster.workers > self.training.shards:
+        if self.cluster.max_workers > self.training.shards:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but training.shards is "
                 f"{self.training.shards}, so the others would idle; expected at most "
@@ -134,7 +134,8 @@ def format_row(row: Row) -> str:
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train one model; every Ray Train worker runs this function."""
-    return failing_clearly(lambda: _train(config["job"], config["run"]))
+    job = config["job"]
+    return failing_clearly(lambda: _train(job, config["run"]), cluster=job.cluster)
 
 
 def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _train(job: Pretrain, this_run: Run) -> dict[str, Any]:
         this_run=this_run,
         num_rounds=job.training.epochs,
         first_round=state.next_epoch,
-        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        cluster=job.cluster,
         workers=workers,
         device=device,
         resumed=resumed,

@@ -135,7 +135,8 @@ def format_row(row: Row) -> str:
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Protect the blocks that are left; every Ray Train worker runs this function."""
-    return failing_clearly(lambda: _protect(config["job"], config["run"]))
+    job = config["job"]
+    return failing_clearly(lambda: _protect(job, config["run"]), cluster=job.cluster)
 
 
 def _protect(job: ProtectData, this_run: Run) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _protect(job: ProtectData, this_run: Run) -> dict[str, Any]:
             this_run=this_run,
             num_rounds=-(-len(numbers) // groups.across.size),
             first_round=0,
-            checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+            cluster=job.cluster,
             workers=workers,
             device=device,
         )
@@ -261,10 +262,11 @@ def _open(job: ProtectData) -> _Opened:
         dataset, classes=job.only_classes, share=job.share, seed=job.sep.seed
     )
     blocks = plan(dataset, block_size=job.block_size, is_protected=is_protected)
-    if job.cluster.workers // job.cluster.workers_per_group > len(blocks.blocks):
+    num_workers = job.cluster.max_workers
+    if num_workers // job.cluster.workers_per_group > len(blocks.blocks):
         raise ValueError(
             f"block_size is {job.block_size}, which makes {len(blocks.blocks)} blocks of "
-            f"{len(dataset)} images, too few for {job.cluster.workers} workers; expected at most "
-            f"{max(1, len(dataset) // job.cluster.workers)}"
+            f"{len(dataset)} images, too few for {num_workers} workers; expected at most "
+            f"{max(1, len(dataset) // num_workers)}"
         )
     return _Opened(trajectory, dataset, reference, blocks)

@@ -87,7 +87,7 @@ class ProtectModel:
                     "which the workers of a group compute between them; expected a multiple of "
                     f"{group_size}"
                 )
-        if self.cluster.workers // group_size > self.sophon.episodes_per_round:
+        if self.cluster.max_workers // group_size > self.sophon.episodes_per_round:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but sophon.episodes_per_round is "
                 f"{self.sophon.episodes_per_round}, so the others would idle; expected at most "
@@ -151,7 +151,8 @@ def format_row(row: Row) -> str:
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Protect one model with SOPHON; every Ray Train worker runs this function."""
-    return failing_clearly(lambda: _protect(config["job"], config["run"]))
+    job = config["job"]
+    return failing_clearly(lambda: _protect(job, config["run"]), cluster=job.cluster)
 
 
 def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
         this_run=this_run,
         num_rounds=job.sophon.rounds,
         first_round=state.next_round,
-        checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
+        cluster=job.cluster,
         workers=everyone,
         device=device,
         resumed=resumed,

@@ -5,6 +5,7 @@ Ray Train registers them, keeps the last few and deletes the others. What is in 
 was damaged is passed over for the one before it.
 """
 
+import contextlib
 import math
 import re
 import tempfile
@@ -19,6 +20,7 @@ from ray_jobs.cluster import RUN_NAME, SCORE
 from ray_jobs.reporting import NOTICE, ROWS, Row
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
+from storage.errors import AlreadyCommittedError
 from storage.location import Location
 from storage.manifest import MANIFEST_NAME
 from storage.training_state import DAMAGED, commit_training_state, read_training_state
@@ -93,7 +95,9 @@ def report_checkpoint(
     def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         # With the rows: after a crash the checkpoint may be there and reports up to it lost.
         kept = {_STATE: state, _REPORTS: [report._asdict() for report in reports]}
-        commit_training_state(_checkpoints(this_run) / name, kept)
+        # A worker that was given up for lost may have got there first, with the same state.
+        with contextlib.suppress(AlreadyCommittedError):
+            commit_training_state(_checkpoints(this_run) / name, kept)
         storage: Any = ray.train.get_context().get_storage()
         path = storage.build_checkpoint_path_from_name(name)
         return ray.train.Checkpoint(path, storage.storage_filesystem)

@@ -16,7 +16,8 @@ import ray
 from ray_jobs import audit_data, audit_model
 from ray_jobs.audit_data import AuditData
 from ray_jobs.audit_model import AuditModel
-from ray_jobs.cluster import ClusterConfig, connect
+from ray_jobs.cluster import ClusterConfig
+from ray_jobs.connection import connect
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.recipes import read_recipe, to_plain
 from ray_jobs.runs import Run, begin, find_run

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from ray import tune
 
-from ray_jobs.cluster import connect
+from ray_jobs.connection import connect
 from ray_jobs.errors import JobError
 from ray_jobs.reporting import METRICS_FILE, NOTICE, Row, appended_rows
 from ray_jobs.runs import Run, logs_beside

@@ -3,15 +3,18 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import ray.train
+import ray.util
 import torch
 
 from protection.training import NonFiniteError
 from protection.workers import Workers
-from ray_jobs.cluster import FAILURE, quiet_worker
-from ray_jobs.reporting import ROWS
+from ray_jobs.cluster import FAILURE, ClusterConfig
+from ray_jobs.errors import HopelessError, full_disk
+from ray_jobs.machine import prepare, quiet_worker
+from ray_jobs.reporting import NOTICE, ROWS
 from ray_jobs.run_checkpoints import (
     FROM_THE_START,
     Place,
@@ -24,8 +27,8 @@ from ray_jobs.runs import Run
 from storage.errors import StorageError, UnavailableError
 
 # A report waits for the controller; short rounds share one.
-_REPORT_SECONDS = 1.0
-_REPORTS_IN_A_CHECKPOINT = 4
+_REPORT_SECONDS: Final = 1.0
+_REPORTS_IN_A_CHECKPOINT: Final = 4
 
 
 def report_rounds(
@@ -35,7 +38,7 @@ def report_rounds(
     this_run: Run,
     num_rounds: int,
     first_round: int,
-    checkpoint_interval_seconds: float,
+    cluster: ClusterConfig,
     workers: Workers,
     device: torch.device,
     resumed: Resumed = FROM_THE_START,
@@ -44,11 +47,9 @@ def report_rounds(
 
     ``state`` is None where each round keeps its own result, so that there is nothing to checkpoint.
     ``resumed`` is what `restore` found; its rows are reported before those of the first round.
-    Every worker reports the same number of times, because `ray.train.report` is a barrier: rank
-    0's clock decides when.
     """
-    started = last_report = last_checkpoint = time.monotonic()
-    last_round = started
+    started = last_round = time.monotonic()
+    schedule = _Schedule(cluster, has_state=state is not None, workers=workers, device=device)
     rows = list(resumed.rows)
     reports = deque[Report](maxlen=_REPORTS_IN_A_CHECKPOINT)
     for done, metrics in enumerate(rounds, start=1):
@@ -64,23 +65,67 @@ def report_rounds(
             }
         )
         last_round = now
-        is_checkpoint_due = (
-            state is not None and now - last_checkpoint >= checkpoint_interval_seconds
-        )
-        is_report_due = is_checkpoint_due or done == 1 or left == 0
-        is_report_due = is_report_due or now - last_report >= _REPORT_SECONDS
-        decision = torch.zeros(2, dtype=torch.float64, device=device)
-        if workers.rank == 0:
-            decision += torch.tensor([is_report_due, is_checkpoint_due], device=device)
-        workers.sum_in_place([decision])
-        is_report_due, is_checkpoint_due = (flag > 0 for flag in decision.tolist())
-        if is_report_due:
+        due = schedule.after_a_round(is_last=left == 0)
+        if due.notice is not None:
+            rows.insert(-1, {NOTICE: due.notice})  # the last row is a round's, see run_checkpoints
+        if due.report:
             place = Place(done + first_round, resumed.attempt)
             reports.append(Report(place.num_done, rows))
-            _report(list(reports), state if is_checkpoint_due else None, place, this_run, workers)
+            _report(list(reports), state if due.checkpoint else None, place, this_run, workers)
             rows = []
-            last_report = time.monotonic()
-            last_checkpoint = last_report if is_checkpoint_due else last_checkpoint
+            schedule.reported(due)
+
+
+class _Due(NamedTuple):
+    """What is to be done after a round."""
+
+    report: bool
+    checkpoint: bool
+    notice: str | None
+
+
+class _Schedule:
+    """When to report and to checkpoint; the same on every worker, because reports are barriers."""
+
+    def __init__(
+        self, cluster: ClusterConfig, *, has_state: bool, workers: Workers, device: torch.device
+    ) -> None:
+        """Begin with a report after the first round."""
+        self._cluster, self._has_state = cluster, has_state
+        self._workers, self._device = workers, device
+        self._last_report, self._last_checkpoint = float("-inf"), time.monotonic()
+        self._rounds_since = 0
+        self._going: set[str] = set()
+
+    def after_a_round(self, *, is_last: bool) -> _Due:
+        """Return what is due by rank 0's clock; every worker must call it after every round."""
+        self._rounds_since += 1
+        now, every = time.monotonic(), self._cluster.checkpoint_interval_rounds
+        checkpoint = self._has_state and (
+            now - self._last_checkpoint >= self._cluster.checkpoint_interval_seconds
+            or (every is not None and self._rounds_since >= every)
+        )
+        report = checkpoint or is_last or now - self._last_report >= _REPORT_SECONDS
+        decision = torch.zeros(2, dtype=torch.float64, device=self._device)
+        if self._workers.rank == 0:
+            decision += torch.tensor([report, checkpoint], device=self._device)
+        self._workers.sum_in_place([decision])
+        report, checkpoint = (flag > 0 for flag in decision.tolist())
+        notice = self._preemption() if report and self._has_state else None
+        return _Due(report, checkpoint or notice is not None, notice)
+
+    def _preemption(self) -> str | None:
+        """What to say of machines that are newly about to go; a barrier of all workers."""
+        info = ray.train.get_preemption_info()
+        going = set() if info is None else set(info.preempted_node_ids)
+        new, self._going = going - self._going, going
+        return f"machines about to go: {len(new)}; keeping a checkpoint" if new else None
+
+    def reported(self, due: _Due) -> None:
+        """Count from now."""
+        self._last_report = time.monotonic()
+        if due.checkpoint:
+            self._last_checkpoint, self._rounds_since = self._last_report, 0
 
 
 def _report(
@@ -102,15 +147,32 @@ def _report(
     )
 
 
-def failing_clearly(loop: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run ``loop``; what a restart would only repeat is returned, so that Ray does not retry."""
+def failing_clearly(
+    loop: Callable[[], dict[str, Any]], *, cluster: ClusterConfig
+) -> dict[str, Any]:
+    """Run ``loop`` on a prepared worker; its failures say which machine, and if they are hopeless.
+
+    Raises:
+        HopelessError: a restart would only repeat it.
+    """
     quiet_worker()
+    prepare(cluster)
+    ip: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    where = f"on the machine {ip}"
     try:
         return loop()
     except NonFiniteError as error:  # raised from reduced numbers, so on every worker
         return {FAILURE: str(error)}
+    except UnavailableError as error:
+        raise UnavailableError(f"{error} ({where})") from error
     except (ValueError, StorageError) as error:
-        is_alone = ray.train.get_context().get_world_size() == 1
-        if is_alone and not isinstance(error, UnavailableError):
-            return {FAILURE: str(error)}
-        raise  # the others wait for this worker in an all-reduce: only its failure frees them
+        raise HopelessError(f"{error} ({where})") from error
+    except torch.OutOfMemoryError as error:
+        raise HopelessError(
+            f"the GPU has too little memory ({where}): {error}; expected smaller batches, or a "
+            "larger share in cluster.gpus_per_worker"
+        ) from error
+    except OSError as error:
+        if said := full_disk(error):
+            raise HopelessError(f"{said} ({where})") from error
+        raise

@@ -14,7 +14,8 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlg
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs.cluster import ClusterConfig
-from ray_jobs.errors import JobError, UsageError
+from ray_jobs.connection import require_room
+from ray_jobs.errors import JobError
 from ray_jobs.sweep_space import Space, as_grid
 from ray_jobs.sweep_trials import PROGRESS, STEP
 from storage.blobs import open_blobs
@@ -179,16 +180,5 @@ def concurrent_trials(nodes: list[dict[str, float]], cluster: ClusterConfig) -> 
     Raises:
         UsageError: not one does.
     """
-    slots = 0
-    for node in nodes:
-        of_node = [int(node.get("CPU", 0) // cluster.cpus_per_worker)]
-        if cluster.uses_gpu:
-            of_node.append(int(node.get("GPU", 0) / cluster.gpus_per_worker + 1e-6))
-        slots += min(of_node)
-    if slots < cluster.workers:
-        raise UsageError(
-            f"cluster.workers of the job is {cluster.workers}, but the cluster has room for "
-            f"{slots} workers of {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker:g} "
-            f"GPUs; expected at most {slots} (fixed: {{cluster.workers: {max(1, slots)}}} sets it)"
-        )
-    return slots // cluster.workers
+    # Of a trial that may do with fewer workers, others would take the rest.
+    return max(1, require_room(nodes, cluster) // cluster.max_workers)

@@ -36,9 +36,9 @@ def cluster() -> Iterator[str]:
     """One embedded cluster of three logical CPUs for the whole test session; gives its address."""
     import ray
 
-    from ray_jobs.cluster import _TRAIN_ENVIRONMENT
+    from ray_jobs.machine import TRAIN_ENVIRONMENT
 
-    os.environ.update(_TRAIN_ENVIRONMENT)
+    os.environ.update(TRAIN_ENVIRONMENT)
     with pytest.MonkeyPatch.context() as patch:
         # What a machine of the cluster has, workers of every driver have: keys of the S3 server in
         # this process, which takes any.

@@ -1,5 +1,6 @@
 """What a user types: every wrong word ends in one clear line, exit code 2, and nothing written."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -290,3 +291,17 @@ def test_progress_follows_whole_lines_only(
 def test_numbers_as_a_person_reads_them() -> None:
     assert (percent(0.1234), percent(None)) == ("12.3 %", "-")
     assert [duration(s) for s in (45, 720, 12600)] == ["45 s", "12 min", "3.5 h"]
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "/small/metrics.jsonl")
+
+    monkeypatch.setattr("ray_jobs.ls.run", run)
+    assert main(["ls", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "ringfence ls: the disk of /small/metrics.jsonl is full; expected free space on it\n"
+    )

@@ -18,6 +18,7 @@ def test_ray_is_given_the_address_that_arrow_understands(
     monkeypatch.setattr(launching, "find_run", lambda *_, **__: run)
     monkeypatch.setattr(launching, "connect", lambda _: None)
     monkeypatch.setattr(launching, "begin", lambda _: None)
+    monkeypatch.setattr(launching, "check_machines", lambda *_: None)
     monkeypatch.setattr(launching, "run_on_workers", lambda *_, **options: given.update(options))
     job = SimpleNamespace(output=str(output), cluster=None)
     committed = launching.launch(

@@ -204,8 +204,8 @@ def test_killed_driver_goes_on_from_the_newest_whole_checkpoint_on_s3(
 @pytest.mark.parametrize(
     ("cluster_config", "message"),
     [
-        ({"workers": 6}, "workers is 6.*the cluster has 3 CPUs; expected at most 3"),
-        ({"gpus_per_worker": 1}, "gpus_per_worker is 1, but the cluster has 0 GPUs"),
+        ({"workers": 6}, "workers is 6 of 1 CPUs each, but the cluster has room for 3 .*at most 3"),
+        ({"gpus_per_worker": 1}, "1 CPUs and 1 GPUs each, but the cluster has room for 0 "),
     ],
 )
 def test_a_cluster_that_is_too_small_is_refused_at_once(

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from protection.workers import ALONE, Workers
 from ray_jobs.reporting import Row
-from ray_jobs.run_checkpoints import Place, _score, restore
+from ray_jobs.run_checkpoints import Place, Report, _score, report_checkpoint, restore
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
 from storage.location import Location
@@ -156,3 +157,26 @@ def test_the_best_checkpoints_are_those_of_the_named_metric(best_by: str, score:
 def test_a_metric_that_no_row_has_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"is '-accurac', which names no .*one of accuracy, loss"):
         _score({"accuracy": 0.5, "loss": 1.0}, "-accurac")
+
+
+def test_a_checkpoint_that_a_lost_worker_left_there_is_as_good(
+    this_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given up for lost while it committed; its round was done again by another."""
+    checkpoint(this_run, 7)
+    storage = SimpleNamespace(
+        build_checkpoint_path_from_name=lambda name: f"/runs/train/{name}", storage_filesystem=None
+    )
+    context = SimpleNamespace(get_storage=lambda: storage)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    uploaded: list[ray.train.Checkpoint] = []
+
+    def report(
+        _: object, *, checkpoint: Any, checkpoint_dir_name: str, checkpoint_upload_fn: Any
+    ) -> None:
+        uploaded.append(checkpoint_upload_fn(checkpoint, checkpoint_dir_name))
+
+    monkeypatch.setattr("ray.train.report", report)
+    run = this_run._replace(recipe={"cluster": {}})
+    report_checkpoint([Report(7, [{"round_index": 6}])], State(), Place(7, 1), run)
+    assert [kept.path for kept in uploaded] == ["/runs/train/round-000007-try-1"]

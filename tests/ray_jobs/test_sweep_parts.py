@@ -242,6 +242,7 @@ def test_progress_completes_records_and_says_what_is_best(
     [
         ([{"CPU": 2}], ClusterConfig(workers=1), 2),
         ([{"CPU": 2}], ClusterConfig(workers=2), 1),
+        ([{"CPU": 2}], ClusterConfig(workers=(1, 4)), 1),
         ([{"CPU": 3}, {"CPU": 3}], ClusterConfig(workers=1, cpus_per_worker=2), 2),
         ([{"CPU": 8, "GPU": 1}], ClusterConfig(workers=2, gpus_per_worker=0.5), 1),
         ([{"CPU": 8}, {"CPU": 2, "GPU": 4}], ClusterConfig(gpus_per_worker=1), 2),
@@ -299,7 +300,7 @@ def test_a_recipe_that_the_space_would_not_try_is_not_tried_first(space: Any, ow
 
 def test_a_job_that_no_machine_has_room_for_is_refused() -> None:
     # 6 CPUs in all, but no worker of 4 fits twice.
-    with pytest.raises(UsageError, match=r"workers of the job is 2.*room for 1 workers of 4 CPUs"):
+    with pytest.raises(UsageError, match=r"cluster\.workers is 2 of 4 CPUs each.*has room for 1"):
         concurrent_trials([{"CPU": 6}], ClusterConfig(workers=2, cpus_per_worker=4))
 
 

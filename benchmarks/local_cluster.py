@@ -1,0 +1,96 @@
+"""A Ray cluster of several nodes on this machine, whose parts can be killed one by one."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before anything imports ray: nothing is written into the home, or where other clusters look.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+ROOT = Path(__file__).parent.parent
+# As Ray Train calls the actors.
+WORKER, CONTROLLER = "RayTrainWorker", "TrainController"
+
+
+class LocalCluster:
+    """A head without CPUs, where driver and controller are, and nodes of one CPU each."""
+
+    def __init__(self, num_nodes: int) -> None:
+        """Start all of it; processes inherit the environment as it is now."""
+        # 8265 may be another cluster's, and without a dashboard nothing lists actors.
+        head = {"num_cpus": 0, "dashboard_port": _unused_port()}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address: str = self._cluster.address
+        for _ in range(num_nodes):
+            self.add_node()
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes with a CPU."""
+        return len(self._cluster.worker_nodes)
+
+    def add_node(self, **environment: str) -> None:
+        """Start one more node of one CPU, whose processes have this besides the environment."""
+        self._cluster.add_node(num_cpus=1, env_vars=environment or None)
+
+    def remove_node(self) -> None:
+        """Take one of them away."""
+        self._cluster.remove_node(next(iter(self._cluster.worker_nodes)))
+
+    def actors(self, class_name: str) -> list[Any]:
+        """Those of that class which are alive."""
+        filters = [("class_name", "=", class_name), ("state", "=", "ALIVE")]
+        return list(list_actors(address=self.address, filters=filters, detail=True))
+
+    def wait_for_actors(self, class_name: str, count: int, *, seconds: float) -> list[Any]:
+        """Those of that class, once there are ``count``."""
+        deadline = time.monotonic() + seconds
+        while len(found := self.actors(class_name)) != count:
+            assert time.monotonic() < deadline, f"{len(found)} {class_name}s, not {count}"
+            time.sleep(0.5)
+        return found
+
+    def kill_actor(self, class_name: str, rng: random.Random) -> None:
+        """Kill -9 the process of one actor of that class."""
+        os.kill(rng.choice(self.actors(class_name)).pid, signal.SIGKILL)
+
+    def kill_node_of(self, class_name: str, rng: random.Random) -> None:
+        """Kill -9 all processes of a node that has such an actor."""
+        node_id = rng.choice(self.actors(class_name)).node_id
+        (node,) = (node for node in self._cluster.worker_nodes if node.node_id == node_id)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """End every process of it."""
+        self._cluster.shutdown()
+
+
+def _unused_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
+
+
+@contextmanager
+def local_cluster(num_nodes: int) -> Iterator[LocalCluster]:
+    """A cluster as long as the block lasts, with its files in a folder of its own."""
+    folder = tempfile.mkdtemp(prefix="rf-")  # short: sockets in it have at most 107 characters
+    os.environ |= {"RAY_TMPDIR": folder, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    cluster = LocalCluster(num_nodes)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)

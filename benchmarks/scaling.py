@@ -1,0 +1,261 @@
+"""What more workers are worth: measured with one and two, predicted for 8, 64 and 512.
+
+    python -m benchmarks.scaling [--rounds 12] [--blocks 12]
+
+1. *Bare loops*: rounds of SOPHON of several lengths, and blocks of SEP, in this process, without
+   Ray. They give the costs in `scaling_model.py`.
+2. *All-reduce* between two processes on this machine, of several sizes: latency and bandwidth.
+3. *Ray*: the same work by `protect-model` and `protect-data` on one and on two workers. Seconds of
+   a round are the median of those that the run itself reports.
+4. The model's answer for 2 is compared with what was measured, and its answers for more are given
+   for links and step times of GPUs that are stated, not measured.
+
+Every worker has one thread. On a machine of two cores the second worker shares its core with Ray
+and everything else that runs: this wants a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from benchmarks.environment import describe_environment
+from benchmarks.local_cluster import ROOT
+from benchmarks.scaling_model import (
+    Link,
+    Shape,
+    fit_costs,
+    fit_link,
+)
+from benchmarks.scaling_prediction import print_predictions
+from benchmarks.sep_crafting import NETWORKS
+from benchmarks.small_jobs import HALVES, commit_classifier, commit_trajectory
+from protection.models import Classifier
+from protection.sep.config import SepConfig
+from protection.sep.gradients import build_ensemble
+from protection.sep.trajectory import Member, freeze
+from protection.sophon.adversary import StrategyFamily
+from protection.sophon.algorithm import Domains, protect, start
+from protection.sophon.config import SophonConfig
+from ray_jobs.cluster import ClusterConfig, GroupedClusterConfig
+from ray_jobs.domains import open_domain
+from ray_jobs.image_sets import ImageSetConfig, open_set
+from ray_jobs.protect_data import ProtectData
+from ray_jobs.protect_data import run as run_protect_data
+from ray_jobs.protect_model import ProtectModel
+from ray_jobs.protect_model import run as run_protect_model
+from ray_jobs.protected_blocks import perturb_block, plan, store_block
+from ray_jobs.reporting import METRICS_FILE
+from ray_jobs.runs import Run
+from storage.location import parse_location
+
+NETWORK = NETWORKS["small"]
+# Episodes, their length, reinforcement steps; the first is what Ray then runs.
+ROUNDS = [(2, 12, 2), (2, 4, 2), (4, 4, 2), (2, 4, 6), (1, 12, 1)]
+SHARDS = 2
+SEP = SepConfig(epsilon_levels=8, steps=6, members=4, batch_size=64)
+BLOCK_SIZE = 64
+
+
+def main() -> None:
+    """Measure, fit, compare, predict."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12, help="of SOPHON, for each row")
+    parser.add_argument("--blocks", type=int, default=12, help="of SEP, for each row")
+    parser.add_argument("--step-ms", type=float, default=20.0, help="of a GPU, for predictions")
+    options = parser.parse_args()
+    print(f"# What more workers are worth\n\n{describe_environment()}")
+    with tempfile.TemporaryDirectory() as folder:
+        sophon(Path(folder), options)
+        sep(Path(folder), options)
+    print_predictions(options.step_ms / 1000)
+
+
+def sophon(folder: Path, options: argparse.Namespace) -> None:
+    """Rounds a second: bare, then with Ray on one worker and on two."""
+    model = commit_classifier(parse_location(folder / "model"), NETWORK)
+    shapes = [shape_of(model, *numbers) for numbers in ROUNDS]
+    bare = [bare_round_seconds(model, config_of(shape, options.rounds)) for shape in shapes]
+    costs, link = fit_costs(shapes, bare), timed_link()
+    print(
+        "## SOPHON\n\n| episodes | length | reinforcement | bare | model |\n|---|---|---|---|---|"
+    )
+    for shape, seconds in zip(shapes, bare, strict=True):
+        fitted = costs.round_seconds(shape, link, workers=1)
+        print(f"| {shape[0]} | {shape[1]} | {shape[2]} | {seconds:.3f} s | {fitted:.3f} s |")
+    print(
+        f"\nCosts: an episode {costs.episode:.4f} s and {costs.step:.4f} s a step, a reinforcement "
+        f"step {costs.reinforcement:.4f} s, the rest {costs.rest:.4f} s; {shapes[0].parameters} "
+        f"parameters. Link between two processes here: {1e6 * link.latency_seconds:.0f} us, "
+        f"{link.bytes_per_second / 1e9:.2f} GB/s.\n"
+    )
+    measured = {
+        workers: ray_round_seconds(folder, config_of(shapes[0], options.rounds), workers)
+        for workers in (1, 2)
+    }
+    two = costs.round_seconds(shapes[0], link, workers=2)
+    print("| round of the first row | seconds |\n|---|---|")
+    print(f"| bare | {bare[0]:.3f} |")
+    print(f"| Ray, 1 worker | {measured[1]:.3f} ({measured[1] / bare[0] - 1:+.1%}) |")
+    print(f"| Ray, 2 workers | {measured[2]:.3f} ({measured[1] / measured[2]:.2f}x episodes/s) |")
+    print(f"| model, 2 workers | {two:.3f} ({two / measured[2] - 1:+.1%}) |\n", flush=True)
+
+
+def shape_of(model: Classifier, episodes: int, length: int, steps: int) -> Shape:
+    """A round of those numbers on that model."""
+    return Shape(episodes, length, steps, SHARDS, sum(p.numel() for p in model.parameters()))
+
+
+def config_of(shape: Shape, rounds: int) -> SophonConfig:
+    """A job of such rounds."""
+    return SophonConfig(
+        rounds=rounds,
+        episodes_per_round=shape.episodes,
+        episode_length=shape.episode_length,
+        adversary=[StrategyFamily(finetune_lrs=[0.01], batch_sizes=[64])],
+        reinforcement_steps=shape.reinforcement_steps,
+        reinforcement_batch_size=64,
+        reinforcement_shards=shape.shards,
+        validation_images=100,
+        max_original_drop=1.0,
+    )
+
+
+def bare_round_seconds(model: Classifier, config: SophonConfig) -> float:
+    """Median of the rounds but for the first, in this process."""
+    domains = [open_domain(half, image_size=NETWORK.image_size) for half in HALVES]
+    images = Domains(domains[0].train, domains[0].validation, [domains[1].train])
+    return statistics.median(durations(protect(start(model, config), images, config=config))[1:])
+
+
+def durations(rounds: Iterator[Any]) -> list[float]:
+    """Seconds of each."""
+    seconds, before = [], time.perf_counter()
+    for _ in rounds:
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+    return seconds
+
+
+def ray_round_seconds(folder: Path, config: SophonConfig, workers: int) -> float:
+    """Median of what the rounds of a run report, but for the first."""
+    output = folder / f"protected-{workers}"
+    run_protect_model(
+        ProtectModel(
+            model=str(folder / "model"),
+            original=HALVES[0],
+            restricted=HALVES[1:],
+            output=str(output),
+            sophon=config,
+            cluster=ClusterConfig(workers=workers),
+        )
+    )
+    return statistics.median(reported_seconds(output)[1:])
+
+
+def reported_seconds(output: Path) -> list[float]:
+    """Of each round, or block of each worker, as the run said."""
+    lines = (output.parent / f"{output.name}.run" / METRICS_FILE).read_text().splitlines()
+    return [json.loads(line)["seconds"] for line in lines]
+
+
+def timed_link() -> Link:
+    """Two processes that sum over each other, here."""
+    sizes = [16, 10_000, 1_000_000, 8_000_000, 40_000_000]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_all_reduces, args=(folder, sizes), nprocs=2)
+        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+    return fit_link(sizes, seconds, workers=2)
+
+
+def _all_reduces(rank: int, folder: str, sizes: list[int]) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+    medians = []
+    for size in sizes:
+        tensor, taken = torch.zeros(size // 8, dtype=torch.float64), []
+        for _ in range(12):
+            dist.barrier()
+            began = time.perf_counter()
+            dist.all_reduce(tensor)
+            taken.append(time.perf_counter() - began)
+        medians.append(statistics.median(taken[2:]))
+    if rank == 0:
+        (Path(folder) / "seconds.json").write_text(json.dumps(medians))
+    dist.destroy_process_group()
+
+
+def sep(folder: Path, options: argparse.Namespace) -> None:
+    """Images a second: bare, then with Ray on one worker and on two."""
+    trajectory = folder / "trajectory"
+    models = commit_trajectory(parse_location(trajectory), NETWORK, SEP.members)
+    bare = statistics.median(bare_block_seconds(folder, models, options.blocks)[1:])
+    print("## SEP\n\n| | seconds a block | images/s |\n|---|---|---|")
+    print(f"| bare | {bare:.3f} | {BLOCK_SIZE / bare:.1f} |")
+    measured = {}
+    for workers in (1, 2):
+        output = folder / f"dataset-{workers}"
+        run_protect_data(
+            ProtectData(
+                dataset=_digits(options.blocks),
+                trajectory=str(trajectory),
+                output=str(output),
+                sep=SEP,
+                block_size=BLOCK_SIZE,
+                cluster=GroupedClusterConfig(workers=workers),
+            )
+        )
+        seconds = statistics.median(reported_seconds(output)[1:])
+        measured[workers] = workers * BLOCK_SIZE / seconds
+        change = (
+            f"{measured[1] * bare / BLOCK_SIZE - 1:+.1%} against bare"
+            if workers == 1
+            else f"{measured[2] / measured[1]:.2f}x"
+        )
+        rate = f"{measured[workers]:.1f} ({change})"
+        print(f"| Ray, {workers} | {seconds:.3f} | {rate} |", flush=True)
+    print()
+
+
+def _digits(blocks: int) -> ImageSetConfig:
+    return ImageSetConfig(source="digits:train", max_images=blocks * BLOCK_SIZE)
+
+
+def bare_block_seconds(folder: Path, models: list[Classifier], count: int) -> list[float]:
+    """Seconds of blocks that are protected and stored in this process."""
+    dataset = open_set(_digits(count), image_size=NETWORK.image_size)
+    blocks = plan(
+        dataset, block_size=BLOCK_SIZE, is_protected=torch.ones(len(dataset), dtype=torch.bool)
+    )
+    members = {number: Member(freeze(model), None) for number, model in enumerate(models)}
+    ensemble = build_ensemble(
+        members, size=SEP.members, vectorised_members=1, precision=torch.float32
+    )
+    output = parse_location(folder / "bare")
+    run = Run(output, output.sibling(".run"), folder, {})
+
+    def each() -> Iterator[None]:
+        for number, indices in enumerate(blocks.blocks):
+            clean = dataset.originals(indices)
+            images = perturb_block(number, clean, blocks, dataset, ensemble, config=SEP)
+            store_block(number, images, blocks, dataset, clean=clean, epsilon_levels=8, run=run)
+            yield
+
+    return durations(each())
+
+
+if __name__ == "__main__":
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    main()
