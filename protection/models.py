@@ -5,7 +5,6 @@ Ringfence, and adds what every job needs: pixel normalisation inside the model, 
 penultimate features.
 """
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from protection.names import nearest
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -157,7 +158,7 @@ def build_model(config: ModelConfig, *, num_classes: int) -> Classifier:
 
 def _build_timm(config: ModelConfig, name: str, *, num_classes: int) -> nn.Module:
     if not timm.is_model(name):
-        raise ValueError(_unknown(config.architecture, "timm", name, timm.list_models()))
+        raise ValueError(_unknown(config.architecture, "timm", timm.list_models()))
 
     def factory(**options: Any) -> nn.Module:
         return timm.create_model(name, pretrained=config.pretrained, **options)
@@ -168,7 +169,7 @@ def _build_timm(config: ModelConfig, name: str, *, num_classes: int) -> nn.Modul
 def _build_torchvision(config: ModelConfig, name: str, *, num_classes: int) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ValueError(_unknown(config.architecture, "torchvision", name, names))
+        raise ValueError(_unknown(config.architecture, "torchvision", names))
     # Auxiliary heads (GoogLeNet, Inception) would make the output a tuple in train mode.
     extra = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
 
@@ -223,12 +224,11 @@ def _import_factory(architecture: str) -> Callable[..., nn.Module]:
     return cast(Callable[..., nn.Module], factory)
 
 
-def _unknown(architecture: str, library: str, name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f" (did you mean {' or '.join(f'{library}/{n}' for n in near)}?)" if near else ""
+def _unknown(architecture: str, library: str, names: list[str]) -> str:
+    known = [f"{library}/{name}" for name in names]
     return (
         f"architecture is {architecture!r}, which names no {library} model; expected one of "
-        f"{library}'s {len(names)} models{hint}"
+        f"{library}'s {len(names)} models{nearest(architecture, known, most=3)}"
     )
 
 

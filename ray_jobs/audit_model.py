@@ -13,6 +13,7 @@ import ray
 from protection.audit.attacks import IMAGES_FOR, Attack
 from protection.audit.families import AttackFamily
 from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
+from protection.names import nearest
 from protection.sophon.adversary import check_fits, fits
 from ray_jobs import domains
 from ray_jobs.attack_cells import (
@@ -85,7 +86,7 @@ class AuditModel:
         if self.threat_model is not None and self.threat_model not in THREAT_MODELS:
             raise ValueError(
                 f"threat_model is {self.threat_model!r}, which names none; expected "
-                f"{', '.join(THREAT_MODELS)} or null"
+                f"{', '.join(THREAT_MODELS)} or null{nearest(self.threat_model, THREAT_MODELS)}"
             )
         if self.stop_hopeless_after is not None and self.stop_hopeless_after < 1:
             raise ValueError(

@@ -109,14 +109,17 @@ def run(job: ProtectModel) -> str:
 
 
 def format_row(row: Row) -> str:
-    """One line of progress."""
+    """One line of progress; of a round that was rolled back it says only that."""
     query_loss, finetuned = row["query_loss"], row["finetuned_accuracy"]
+    simulated = (
+        f"query {'-' if query_loss is None else f'{query_loss:.3g}'}  "
+        f"tuned {'-' if finetuned is None else f'{finetuned:.3f}'}"
+    )
     return (
         f"sophon {row['round_index'] + 1}/{row['num_rounds']}  original "
-        f"{row['original_accuracy']:.3f} ({-row['original_drop']:+.3f})  query-loss "
-        f"{'-' if query_loss is None else f'{query_loss:.3f}'}  finetuned "
-        f"{'-' if finetuned is None else f'{finetuned:.3f}'}  {row['seconds']:.1f} s/round  eta "
-        f"{duration(row['eta_seconds'])}{'  rolled back' if row['is_rolled_back'] else ''}"
+        f"{row['original_accuracy']:.3f} {-row['original_drop']:+.3f}  "
+        f"{'rolled back' if row['is_rolled_back'] else simulated}  "
+        f"eta {duration(row['eta_seconds'])}"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from protection.models import Classifier, redrawn_head, replace_head
+from protection.names import nearest
 
 OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": torch.optim.SGD,
@@ -119,7 +120,10 @@ def require_known(name: str, values: Iterable[str], known: Collection[str]) -> N
     """Raise ValueError where one of ``values`` is not ``known``."""
     for value in values:
         if value not in known:
-            raise ValueError(f"{name} has {value!r}, which names none; expected {', '.join(known)}")
+            raise ValueError(
+                f"{name} has {value!r}, which names none; expected {', '.join(known)}"
+                f"{nearest(value, known)}"
+            )
 
 
 def require_numbers(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from protection.names import nearest
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.losses import SUPPRESSION_LOSSES
 
@@ -51,6 +52,7 @@ class SophonConfig:
             raise ValueError(
                 f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
                 f"of {', '.join(SUPPRESSION_LOSSES)}"
+                f"{nearest(self.suppression_loss, SUPPRESSION_LOSSES)}"
             )
         for name in (
             "rounds",
