@@ -5,7 +5,6 @@ Ringfence, and adds what every job needs: pixel normalisation inside the model, 
 penultimate features.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -15,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from protection.names import nearest
+from protection.names import imported, nearest
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -208,20 +207,12 @@ def _call(config: ModelConfig, factory: Callable[..., nn.Module], *, num_classes
 
 
 def _import_factory(architecture: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = architecture.partition(":")
-    if not attribute or "/" in architecture:
+    if not architecture.partition(":")[2] or "/" in architecture:
         raise ValueError(
             f"architecture is {architecture!r}; expected timm/NAME, torchvision/NAME or "
             "package.module:factory"
         )
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"architecture is {architecture!r}, which cannot be imported ({error}); expected a "
-            "module on PYTHONPATH and a function in it"
-        ) from error
-    return cast(Callable[..., nn.Module], factory)
+    return cast(Callable[..., nn.Module], imported(architecture, field="architecture"))
 
 
 def _unknown(architecture: str, library: str, names: list[str]) -> str:

@@ -13,6 +13,7 @@ import ray
 from protection.audit.attacks import IMAGES_FOR, Attack
 from protection.audit.families import AttackFamily
 from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
+from protection.models import ModelConfig
 from protection.names import nearest
 from protection.sophon.adversary import check_fits, fits
 from ray_jobs import domains
@@ -26,17 +27,16 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
+from ray_jobs.audited_models import resolve
 from ray_jobs.cells import require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig, connect
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import describe, model_from
+from ray_jobs.model_files import check_described, model_from
 from ray_jobs.reports.model_report import build_report
 from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
-from storage.commit import read_manifest
-from storage.location import parse_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,15 @@ class AuditModel:
     """Measure what fine-tuning achieves from a protected, an unprotected and a new model."""
 
     protected: str
-    """Location of the protected model, as `protect-model` printed it."""
+    """Location of the protected model, as `protect-model` printed it; or a .safetensors file, with
+    `network`, `unprotected`, `original` and `restricted` beside it."""
     output: str
     """Location to commit the report to; must not exist yet."""
     unprotected: str | None = None
     """The model that was protected; null: the one that the protected model's manifest names."""
+    network: ModelConfig | None = None
+    """What a .safetensors file holds the weights of; null for a committed model, which says so
+    itself."""
     original: DomainConfig | None = None
     """Domain that must have kept its accuracy; null: the one it was protected with."""
     restricted: list[DomainConfig] | None = None
@@ -80,6 +84,7 @@ class AuditModel:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; expected at least 1")
         require_seeds(self.seeds)
+        check_described("protected", self.protected, self.network)
         for name in ("adversary", "restricted", "benign"):
             if getattr(self, name) == []:
                 raise ValueError(f"{name} is empty, so nothing is tried; expected one, or null")
@@ -132,7 +137,7 @@ def run(job: AuditModel) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: a fine-tuning failed.
     """
-    audited = _resolve(job)
+    audited = resolve(job)
     plan = _plan(job, audited)
     _check(audited, plan)
     this_run = find_run(job, verb="audit-model")
@@ -166,40 +171,6 @@ def run(job: AuditModel) -> str:
             **parent("unprotected", audited.unprotected),
             **_digests(audited),
         },
-    )
-
-
-def _resolve(job: AuditModel) -> Audited:
-    protected = str(parse_location(job.protected))
-    manifest = read_manifest(protected)
-    recipe: Any = manifest.description.get("recipe", {})
-    if recipe.get("command") != "protect-model" and None in (
-        job.unprotected,
-        job.original,
-        job.restricted,
-    ):
-        raise UsageError(
-            f"{protected} was not made by protect-model, so it names no unprotected model and no "
-            "domains; expected unprotected, original and restricted in the recipe"
-        )
-    unprotected = job.unprotected or recipe["model"]
-    original = job.original or DomainConfig(**recipe["original"])
-    restricted = job.restricted or [DomainConfig(**domain) for domain in recipe["restricted"]]
-    by_role = {"restricted": restricted, "benign": job.benign or []}
-    return Audited(
-        protected=protected,
-        unprotected=str(parse_location(unprotected)),
-        description=describe(protected),
-        original=domains.absolute(original),
-        targets={
-            Target(role, index): domains.absolute(config)
-            for role, configs in by_role.items()
-            for index, config in enumerate(configs)
-        },
-        unrelated=None if job.unrelated is None else domains.absolute(job.unrelated),
-        epochs=job.epochs,
-        stop_hopeless_after=job.stop_hopeless_after,
-        device="cuda" if job.cluster.uses_gpu else "cpu",
     )
 
 

@@ -74,6 +74,30 @@ def describe(location: str) -> ModelDescription:
     return ModelDescription(ModelConfig(**config), model["num_classes"], model["class_names"])
 
 
+def check_described(field: str, model: str, network: ModelConfig | None) -> None:
+    """Refuse a model that is described twice, or not at all.
+
+    Args:
+        field: of the recipe, that names the model.
+        model: a committed location, which describes itself, or a .safetensors file.
+        network: what a file holds the weights of.
+
+    Raises:
+        ValueError: the one has a description, or the other none.
+    """
+    is_file = model.endswith(".safetensors")
+    if is_file and network is None:
+        raise ValueError(
+            f"{field} is {model}, which does not say what network it is of; expected network: "
+            "{architecture, image_size, ...} beside it"
+        )
+    if not is_file and network is not None:
+        raise ValueError(
+            f"network is given, but {field} is {model}, a committed location that describes "
+            "itself; expected network: null (or a .safetensors file)"
+        )
+
+
 def weights_to_bytes(model: Classifier) -> bytes:
     """Safetensors file of ``model``'s network, under the names of its own library."""
     return tensors_to_bytes(model.network.state_dict())

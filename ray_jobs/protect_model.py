@@ -16,7 +16,13 @@ from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
 from ray_jobs.launch import launch
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
+from ray_jobs.model_files import (
+    ModelDescription,
+    check_described,
+    commit_model,
+    describe,
+    model_from,
+)
 from ray_jobs.reporting import Row, duration
 from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
@@ -46,18 +52,7 @@ class ProtectModel:
 
     def __post_init__(self) -> None:
         """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
-        is_file = self.model.endswith(".safetensors")
-        if is_file and self.network is None:
-            raise ValueError(
-                f"model is {self.model}, which does not say what network it is of; expected "
-                "network: "
-                "{architecture, image_size, ...} beside it"
-            )
-        if not is_file and self.network is not None:
-            raise ValueError(
-                f"network is given, but model is {self.model}, a committed location that describes "
-                "itself; expected network: null (or a .safetensors file)"
-            )
+        check_described("model", self.model, self.network)
         if self.cluster.workers > self.sophon.episodes_per_round:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but sophon.episodes_per_round is "

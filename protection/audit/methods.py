@@ -1,7 +1,8 @@
 """Methods of fine-tuning: what is drawn anew, what is trained, from when on, and how fast.
 
 Those that SOPHON simulates keep the head or draw a new one, as their names say. All others begin
-with a new one, so they fit a domain of any number of classes.
+with a new one, so they fit a domain of any number of classes. A name `package.module:function` is
+somebody's own.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from protection.audit.attacks import Setup
 from protection.audit.layers import stages
 from protection.audit.lora import add_adapters
 from protection.models import redrawn_head, replace_head
+from protection.names import imported
 from protection.seeds import generator
 from protection.sophon.adversary import METHODS, redraws_head
 
@@ -28,15 +30,35 @@ class Group(NamedTuple):
     """Share of the epochs that pass before they are trained."""
 
 
+TrainedBy = Callable[[Setup], list[Group]]
+"""From what an attack begins with to what it trains; may change the model, whose head is new."""
+
+
 def begin(setup: Setup, *, num_classes: int) -> list[Group]:
     """Draw anew what the attack's method draws, and return what it trains; in train mode then."""
     model = setup.model
     if redraws_head(setup.attack.method):
         rng = generator(setup.seed, "head")
         replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
-    groups = AUDIT_METHODS[setup.attack.method](setup)
+    groups = find_method(setup.attack.method)(setup)
     model.train()
     return groups
+
+
+def find_method(name: str) -> TrainedBy:
+    """The method of that ``name``: one of `AUDIT_METHODS`, or of one's own.
+
+    Raises:
+        ValueError: it is one of one's own, and cannot be imported.
+    """
+    if is_own(name):
+        return cast(TrainedBy, imported(name, field="methods"))
+    return AUDIT_METHODS[name]
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` says where to import a method from."""
+    return ":" in name
 
 
 def _simulated(setup: Setup) -> list[Group]:
@@ -102,7 +124,7 @@ def _from_the_head(setup: Setup) -> list[list[nn.Parameter]]:
     return [list(setup.model.head.parameters()), *reversed(by_stage)]
 
 
-AUDIT_METHODS: Final[dict[str, Callable[[Setup], list[Group]]]] = {
+AUDIT_METHODS: Final[dict[str, TrainedBy]] = {
     **dict.fromkeys(METHODS, _simulated),
     "redrawn_last_block": _redrawn_last_block,
     "lora": _lora,
