@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check docs lock clean
 
 demo: .venv/installed  ## protect and audit a digit classifier and a set of photographs
 	$(BIN)/ringfence demo
@@ -17,6 +17,10 @@ check: .venv/installed  ## format, lint and types, then every test
 	$(BIN)/ruff check .
 	$(BIN)/mypy protection storage tune_spaces ray_jobs
 	$(BIN)/python -m pytest
+
+docs: .venv/installed  ## the documentation as a site, build/site; a broken link fails
+	$(BIN)/python -m docs.scripts.reference
+	$(BIN)/mkdocs build --quiet --strict
 
 lock: .venv/uv  ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
