@@ -20,7 +20,7 @@ check: .venv/installed  ## format, lint and types, then every test
 
 docs: .venv/installed  ## the documentation as a site, build/site; a broken link fails
 	$(BIN)/python -m docs.scripts.reference
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lock: .venv/uv  ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
