@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHARED := --numprocesses 2 --dist loadgroup
 UV_VERSION := 0.13.9
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check docs lock clean
 
 demo: .venv/installed  ## protect and audit a digit classifier and a set of photographs
 	$(BIN)/ringfence demo
@@ -19,6 +19,10 @@ check: .venv/installed  ## format, lint and types, then every test
 	$(BIN)/ruff check .
 	$(BIN)/mypy protection storage tune_spaces ray_jobs
 	$(BIN)/python -m pytest $(SHARED)
+
+docs: .venv/installed  ## the documentation as a site, build/site; a broken link fails
+	$(BIN)/python -m docs.scripts.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lock: .venv/uv  ## pin what pyproject.toml asks for
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

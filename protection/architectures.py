@@ -1,14 +1,14 @@
 """Networks by name, whatever library they come from: timm's, torchvision's or the user's own."""
 
-import difflib
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import timm
 import torchvision
 from torch import nn
+
+from protection.names import imported, nearest
 
 _Factory = Callable[..., nn.Module]
 
@@ -78,28 +78,19 @@ def _of_torchvision(name: str, *, pretrained: bool) -> _Factory:
 
 
 def _imported(architecture: str) -> _Factory:
-    module_name, _, attribute = architecture.partition(":")
-    if not attribute or "/" in architecture:
+    if not architecture.partition(":")[2] or "/" in architecture:
         raise ValueError(
             f"architecture is {architecture!r}; expected timm/NAME, torchvision/NAME or "
             "package.module:factory"
         )
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"architecture is {architecture!r}, which cannot be imported ({error}); expected a "
-            "module on PYTHONPATH and a function in it"
-        ) from error
-    return cast(_Factory, factory)
+    return cast(_Factory, imported(architecture, field="architecture"))
 
 
 def _unknown(library: str, name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f" (did you mean {' or '.join(f'{library}/{n}' for n in near)}?)" if near else ""
+    written, known = f"{library}/{name}", [f"{library}/{name}" for name in names]
     return (
-        f"architecture is '{library}/{name}', which names no {library} model; expected one of "
-        f"{library}'s {len(names)} models{hint}"
+        f"architecture is {written!r}, which names no {library} model; expected one of "
+        f"{library}'s {len(names)} models{nearest(written, known, most=3)}"
     )
 
 

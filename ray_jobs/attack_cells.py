@@ -20,7 +20,7 @@ from ray_jobs.cells import open_once
 from ray_jobs.denoiser_cells import DenoisingAudit, measure_denoiser
 from ray_jobs.domains import Domain, DomainConfig, open_domain
 from ray_jobs.model_files import ModelDescription, from_scratch, model_from
-from ray_jobs.reporting import Row
+from ray_jobs.reporting import Row, percent
 from ray_jobs.reports.model_report import AttackResult
 
 # File systems take 255 bytes; start, seed and the like come to the name of an attack.
@@ -128,10 +128,10 @@ def opened(config: DomainConfig, audited: Audited) -> Domain:
 
 
 def show_progress(cell: Cell, curve: list[Row]) -> str:
-    """Say what a cell was and how far it got."""
+    """Say how far a cell got and what it was; behind the # is its seed."""
     role = "" if cell.target.role == "restricted" else f"{cell.target.role}  "
-    accuracy_text = f"{curve[-1]['test_accuracy']:.3f}"
-    return f"{role}{cell.attack}  {cell.start}  seed {cell.seed}  finetuned {accuracy_text}"
+    reached = percent(curve[-1]["test_accuracy"])
+    return f"{reached:>7}  {cell.start} #{cell.seed}  {role}{cell.attack}"
 
 
 def to_results(

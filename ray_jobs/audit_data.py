@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from protection.audit.countermeasures import COUNTERMEASURES, appropriate
 from protection.models import ModelConfig
+from protection.names import nearest
 from protection.training import TrainingConfig, start_training
 from ray_jobs.cells import open_once, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig
@@ -21,7 +22,7 @@ from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import new_model
 from ray_jobs.protected_datasets import find_protected
-from ray_jobs.reporting import Row
+from ray_jobs.reporting import Row, percent
 from ray_jobs.reports.curves import peaks
 from ray_jobs.reports.data_report import Curves, build_report, claims
 from ray_jobs.reports.stored import commit_report
@@ -72,7 +73,7 @@ class AuditData:
             if name not in COUNTERMEASURES:
                 raise ValueError(
                     f"countermeasures has {name!r}, which names none; expected some of "
-                    f"{', '.join(COUNTERMEASURES)}"
+                    f"{', '.join(COUNTERMEASURES)}{nearest(name, COUNTERMEASURES)}"
                 )
         if not self.countermeasures or len(set(self.countermeasures)) < len(self.countermeasures):
             raise ValueError(
@@ -209,8 +210,8 @@ def _train_cell(shared: _Shared, cell: Cell) -> list[Row]:
 
 def _progress(job: AuditData, cell: Cell, curve: list[Row]) -> str:
     name = _names(job)[cell.appropriator_index]
-    what = f"{name}  {cell.arm}  {cell.countermeasure}  seed {cell.seed}"
-    return f"{what}  peak {peaks([curve])[0]:.3f}"
+    what = f"{cell.arm} #{cell.seed}  {cell.countermeasure}  {name}"
+    return f"{percent(peaks([curve])[0]):>7}  {what}"
 
 
 def _by_appropriator(job: AuditData, curves: Mapping[Cell, list[Row]]) -> dict[str, Curves]:

@@ -4,7 +4,6 @@ The starts are the protected model, the unprotected one and a from-scratch one. 
 one cell.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,8 @@ from protection.audit.attacks import IMAGES_FOR, Attack, impossible_field, requi
 from protection.audit.families import AttackFamily
 from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
 from protection.denoisers import Blueprint
+from protection.models import ModelConfig
+from protection.names import nearest
 from protection.sophon.adversary import check_fits, fits
 from ray_jobs import domains
 from ray_jobs.attack_cells import (
@@ -29,21 +30,19 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
+from ray_jobs.audited_models import resolve
 from ray_jobs.cells import as_task, require_seeds, run_cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.connection import connect
 from ray_jobs.denoiser_cells import DenoisingAudit, open_features
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
-from ray_jobs.image_sets import absolute_root
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import describe, model_from
+from ray_jobs.model_files import check_described, model_from
 from ray_jobs.reports.denoiser_report import to_denoiser_report
 from ray_jobs.reports.model_report import build_report
 from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
-from storage.commit import read_manifest
-from storage.location import parse_location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +50,15 @@ class AuditModel:
     """Measure what fine-tuning achieves from a protected, an unprotected and a new model."""
 
     protected: str
-    """Location of the protected model, as `protect-model` printed it."""
+    """Location of the protected model, as `protect-model` printed it; or a .safetensors file, with
+    `network`, `unprotected`, `original` and `restricted` beside it."""
     output: str
     """Location to commit the report to; must not exist yet."""
     unprotected: str | None = None
     """The model that was protected; null: the one that the protected model's manifest names."""
+    network: ModelConfig | None = None
+    """What a .safetensors file holds the weights of; null for a committed model, which says so
+    itself."""
     original: DomainConfig | None = None
     """Domain that must have kept its accuracy; null: the one it was protected with."""
     restricted: list[DomainConfig] | None = None
@@ -89,13 +92,14 @@ class AuditModel:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; expected at least 1")
         require_seeds(self.seeds)
+        check_described("protected", self.protected, self.network)
         for name in ("adversary", "restricted", "benign"):
             if getattr(self, name) == []:
                 raise ValueError(f"{name} is empty, so nothing is tried; expected one, or null")
         if self.threat_model is not None and self.threat_model not in THREAT_MODELS:
             raise ValueError(
                 f"threat_model is {self.threat_model!r}, which names none; expected "
-                f"{', '.join(THREAT_MODELS)} or null"
+                f"{', '.join(THREAT_MODELS)} or null{nearest(self.threat_model, THREAT_MODELS)}"
             )
         if self.stop_hopeless_after is not None and self.stop_hopeless_after < 1:
             raise ValueError(
@@ -141,7 +145,7 @@ def run(job: AuditModel) -> str:
         ValueError, StorageError: the recipe cannot be run; nothing was started.
         JobError: a fine-tuning failed.
     """
-    audited = _resolve(job)
+    audited = resolve(job)
     plan = _plan(job, audited)
     _check(audited, plan)
     if job.denoising is not None and audited.description.task.has_classes:
@@ -191,46 +195,6 @@ def run(job: AuditModel) -> str:
             **_digests(audited),
         },
     )
-
-
-def _resolve(job: AuditModel) -> Audited:
-    protected = str(parse_location(job.protected))
-    manifest = read_manifest(protected)
-    recipe: Any = manifest.description.get("recipe", {})
-    if recipe.get("command") != "protect-model" and None in (
-        job.unprotected,
-        job.original,
-        job.restricted,
-    ):
-        raise UsageError(
-            f"{protected} was not made by protect-model, so it names no unprotected model and no "
-            "domains; expected unprotected, original and restricted in the recipe"
-        )
-    unprotected = job.unprotected or recipe["model"]
-    original = job.original or DomainConfig(**recipe["original"])
-    restricted = job.restricted or [DomainConfig(**domain) for domain in recipe["restricted"]]
-    by_role = {"restricted": restricted, "benign": job.benign or []}
-    return Audited(
-        protected=protected,
-        unprotected=str(parse_location(unprotected)),
-        description=describe(protected),
-        original=domains.absolute(original),
-        targets={
-            Target(role, index): domains.absolute(config)
-            for role, configs in by_role.items()
-            for index, config in enumerate(configs)
-        },
-        unrelated=None if job.unrelated is None else domains.absolute(job.unrelated),
-        epochs=job.epochs,
-        stop_hopeless_after=job.stop_hopeless_after,
-        device="cuda" if job.cluster.uses_gpu else "cpu",
-        denoising=_absolute(job.denoising or DenoisingAudit()),
-    )
-
-
-def _absolute(config: DenoisingAudit) -> DenoisingAudit:
-    """``config`` with an absolute path: workers have other working directories."""
-    return dataclasses.replace(config, feature_network=absolute_root(config.feature_network))
 
 
 def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:

@@ -13,6 +13,7 @@ from protection.audit.imperceptibility import lowest_and_median, measure_changes
 from ray_jobs.errors import JobError, UsageError
 from ray_jobs.image_sets import ImageSetConfig, open_set
 from ray_jobs.protected_datasets import find_protected, matching_order
+from ray_jobs.terminal import PROGRESS
 from storage.datasets import ImageDataset
 from storage.errors import StorageError
 
@@ -72,7 +73,7 @@ def _prove(claim: _Claim) -> dict[str, Any]:
         ssim += changes.ssim[is_changed].tolist()
         max_change_levels = max(max_change_levels, worst)
         num_changed += int(is_changed.sum())
-        logger.info("verify %d/%d images", int(rows[-1]) + 1, len(protected))
+        logger.info("verify %d/%d images", int(rows[-1]) + 1, len(protected), extra=PROGRESS)
     return {
         "num_images": len(protected),
         "num_changed": num_changed,

@@ -20,6 +20,7 @@ from ray_jobs.failures import reason
 from ray_jobs.machine import prepare
 from ray_jobs.reporting import METRICS_FILE, Row, append_rows, duration
 from ray_jobs.runs import Run
+from ray_jobs.terminal import PROGRESS
 from storage.blobs import BlobStore, open_blobs
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,12 @@ def run_cells(
         append_rows(this_run.logs / METRICS_FILE, [{"cell": cell.key(), "curve": curve}])
         seconds_per_cell = (time.monotonic() - started) / (len(results) - num_before)
         logger.info(
-            "audit %d/%d  %s  eta %s",
+            "audit %d/%d  eta %s  %s",
             len(results),
             len(cells),
-            describe(cell, curve),
             duration(seconds_per_cell * (len(cells) - len(results))),
+            describe(cell, curve),
+            extra=PROGRESS,
         )
     return {cell: results[cell] for cell in cells}
 

@@ -5,53 +5,67 @@ Exit codes: 0 done, 1 the job failed, 2 it was asked for something that cannot b
 """
 
 import dataclasses
-import difflib
-import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from protection.names import nearest
 from ray_jobs.commands import COMMANDS
-from ray_jobs.errors import JobError, full_disk
+from ray_jobs.errors import JobError, UsageError, full_disk
 from ray_jobs.recipes import plain
+from ray_jobs.terminal import configure, failure
 from storage.errors import StorageError, UnavailableError
 
+FIRST_STEPS: Final = """\
+Ringfence keeps what you release from being used for what you did not release it
+for. Begin with
+
+  ringfence demo    protects a model and images that are here, audits both
+
+You publish weights    pretrain, protect-model, audit-model, card
+You publish images     pretrain, protect-data, verify, audit-data, card
+You audit a release    audit-model, audit-data, show, verify
+You run the cluster    ls, show, copy, clean, sweep
+
+A job reads a recipe. Copy one of recipes/: its first line is the command that
+runs it. `ringfence COMMAND --help` explains every field.\
+"""
 _TRUTH: Final = ("true", "false")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ray_jobs").setLevel(logging.INFO)
+    configure(sys.stderr)
     # A model factory named in a recipe may be in the working directory, which scripts do not
     # search.
     sys.path.insert(0, str(Path.cwd()))
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(FIRST_STEPS, file=sys.stderr)
+        return 2
     try:
         name, recipe = parse(arguments)
     except (ArgumentError, ValueError) as error:
-        return _refuse(f"ringfence: {_plain(error, _chosen(arguments))}")
+        return _fail("ringfence", _plain(error, _chosen(arguments)), code=2)
     try:
         if result := COMMANDS[name].run(recipe):
             _print(result)
     except (JobError, UnavailableError) as error:
-        print(f"ringfence {name}: {error}", file=sys.stderr)
-        return 1
+        return _fail(f"ringfence {name}", error, code=1)
     except (ValueError, StorageError) as error:
-        return _refuse(f"ringfence {name}: {error}")
+        return _fail(f"ringfence {name}", error, code=2)
     except OSError as error:
         if (said := full_disk(error)) is None:
             raise
-        print(f"ringfence {name}: {said}", file=sys.stderr)
-        return 1
+        return _fail(f"ringfence {name}", said, code=1)
     except KeyboardInterrupt:
-        print(f"ringfence {name}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 1
+        message = "interrupted; the same command goes on from here"
+        return _fail(f"ringfence {name}", message, code=1)
     return 0
 
 
@@ -59,19 +73,24 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """Return the subcommand of the command line and its recipe.
 
     Raises:
-        ArgumentError, ValueError: a field is unknown, missing, of another type, or refused by its
-        dataclass.
+        ArgumentError, ValueError: the subcommand or a field is unknown, or a field missing, of
+        another type, or refused by its dataclass.
     """
     chosen = _chosen(arguments)
-    parser, subparsers = build_parser(chosen)
+    if chosen is None and not arguments[0].startswith("-"):
+        raise UsageError(
+            f"{arguments[0]!r} is no command; expected one of {', '.join(COMMANDS)}"
+            f"{nearest(arguments[0], COMMANDS, most=2)}"
+        )
+    parser, subparsers = build_parser([] if chosen is None else [chosen])
     namespace = parser.parse_args(_spelled_out(arguments, chosen))
     name = namespace.subcommand
     values = vars(subparsers[name].instantiate(namespace[name]))
     return name, COMMANDS[name].recipe(**{k: v for k, v in values.items() if k != "config"})
 
 
-def build_parser(chosen: str | None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """Parser of the command, and of each subcommand; only the chosen one has its fields.
+def build_parser(chosen: Collection[str]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """Parser of the command, and of each subcommand; only the chosen ones have their fields.
 
     Help texts are the recipes' docstrings.
     """
@@ -79,14 +98,19 @@ def build_parser(chosen: str | None) -> tuple[ArgumentParser, dict[str, Argument
     parser = ArgumentParser(
         prog="ringfence",
         description="Protect what you release, and audit the protection.",
+        epilog="Each command's --help explains its fields and has a command that runs as it is.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     subparsers = {}
     for name, command in COMMANDS.items():
-        subparser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        if name == chosen:
+        subparser = ArgumentParser(
+            epilog=f"Example: {command.example}",
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        if name in chosen:
             # Where fields need no name, the command is short enough without a file.
             if all(field.kw_only for field in dataclasses.fields(command.recipe)):
                 subparser.add_argument(
@@ -121,9 +145,9 @@ def _print(result: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _refuse(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
+def _fail(command: str, message: object, *, code: int) -> int:
+    print(failure(command, message, sys.stderr), file=sys.stderr)
+    return code
 
 
 def _plain(error: Exception, chosen: str | None) -> str:
@@ -138,10 +162,8 @@ def _plain(error: Exception, chosen: str | None) -> str:
         return text
     (word,) = filter(None, unknown.groups())
     names = {name for path, _ in _fields(chosen) for name in (path, path.rpartition(".")[2])}
-    near = difflib.get_close_matches(word, sorted(names), n=1)
-    return f"{text}; expected a field of the recipe" + (
-        f" (did you mean {near[0]}?)" if near else " (--help lists them)"
-    )
+    hint = nearest(word, sorted(names)) or " (--help lists them)"
+    return f"{text}; expected a field of the recipe{hint}"
 
 
 def _fields(chosen: str | None) -> Iterator[tuple[str, Any]]:

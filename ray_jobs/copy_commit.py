@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ray_jobs.errors import JobError
 from ray_jobs.pipeline_files import write_pipeline
 from ray_jobs.tables import progress_text
+from ray_jobs.terminal import PROGRESS
 from storage.copying import copy_commit, is_copied
 from storage.errors import BlobMissingError, DigestMismatchError
 from storage.location import parse_location
@@ -38,7 +39,7 @@ def run(job: Copy) -> str:
         return str(destination)
     try:
         for progress in copy_commit(source, destination):
-            logger.info("copy %s", progress_text(progress))
+            logger.info("copy %s", progress_text(progress), extra=PROGRESS)
     except (BlobMissingError, DigestMismatchError) as error:
         raise JobError(f"{source} is damaged, so it is not copied: {error}") from error
     write_pipeline(destination)

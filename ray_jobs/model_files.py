@@ -24,7 +24,7 @@ from storage.checkpoints import read_weights, stage_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
 from storage.manifest import Manifest, Part
-from storage.weight_shards import SHARD_BYTES
+from storage.weight_shards import SHARD_BYTES, WEIGHTS_SUFFIXES
 
 MODEL_KIND: Final = "model"
 
@@ -115,6 +115,39 @@ def _config_in(model: Any) -> ModelConfig | Blueprint:
     for name in ("pixel_mean", "pixel_std"):
         config[name] = tuple(config[name])
     return ModelConfig(**config)
+
+
+def check_described(
+    field: str, model: str, network: ModelConfig | None, denoiser: DenoiserConfig | None = None
+) -> None:
+    """Refuse a model that is described twice, or not at all.
+
+    Args:
+        field: of the recipe, that names the model.
+        model: a committed location, which describes itself, or a file of weights.
+        network: what a file holds the weights of, if of a classifier.
+        denoiser: likewise, if of a diffusion model.
+
+    Raises:
+        ValueError: the one has a description, or the other none, or two.
+    """
+    is_file = model.endswith(WEIGHTS_SUFFIXES)
+    if network is not None and denoiser is not None:
+        raise ValueError(
+            f"network and denoiser are both given, but {model} holds the weights of one model; "
+            "expected one of them"
+        )
+    if is_file and network is None and denoiser is None:
+        raise ValueError(
+            f"{field} is {model}, which does not say what network it is of; expected network: "
+            "{architecture, image_size, ...} or denoiser: {image_size, ...} beside it"
+        )
+    if not is_file and (network or denoiser) is not None:
+        name = "network" if network else "denoiser"
+        raise ValueError(
+            f"{name} is given, but {field} is {model}, a committed location that describes "
+            f"itself; expected {name}: null (or a .safetensors file)"
+        )
 
 
 def weights_to_bytes(model: ReleasedModel) -> bytes:

@@ -22,6 +22,7 @@ from ray_jobs.launch import launch
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import (
     ModelDescription,
+    check_described,
     commit_model,
     describe,
     model_from,
@@ -33,7 +34,6 @@ from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.workers import current_device, current_workers
 from storage.location import parse_location
-from storage.weight_shards import WEIGHTS_SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +59,7 @@ class ProtectModel:
 
     def __post_init__(self) -> None:
         """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
-        is_file = self.model.endswith(WEIGHTS_SUFFIXES)
-        if self.network is not None and self.denoiser is not None:
-            raise ValueError(
-                f"network and denoiser are both given, but {self.model} holds the weights of one "
-                "model; expected one of them"
-            )
-        if is_file and self.network is None and self.denoiser is None:
-            raise ValueError(
-                f"model is {self.model}, which does not say what network it is of; expected "
-                "network: {architecture, image_size, ...} or denoiser: {image_size, ...} beside it"
-            )
-        if not is_file and (self.network or self.denoiser) is not None:
-            name = "network" if self.network else "denoiser"
-            raise ValueError(
-                f"{name} is given, but model is {self.model}, a committed location that describes "
-                f"itself; expected {name}: null (or a .safetensors file)"
-            )
+        check_described("model", self.model, self.network, self.denoiser)
         group_size = self.cluster.workers_per_group
         for name, parts in (
             ("memory.batch_parts", self.sophon.memory.batch_parts),
@@ -138,14 +122,17 @@ def run(job: ProtectModel) -> str:
 
 
 def format_row(row: Row) -> str:
-    """One line of progress."""
+    """One line of progress; of a round that was rolled back it says only that."""
     query_loss, finetuned = row["query_loss"], row["finetuned_accuracy"]
+    simulated = (
+        f"query {'-' if query_loss is None else f'{query_loss:.3g}'}  "
+        f"tuned {'-' if finetuned is None else f'{finetuned:.3f}'}"
+    )
     return (
         f"sophon {row['round_index'] + 1}/{row['num_rounds']}  original "
-        f"{row['original_accuracy']:.3f} ({-row['original_drop']:+.3f})  query-loss "
-        f"{'-' if query_loss is None else f'{query_loss:.3f}'}  finetuned "
-        f"{'-' if finetuned is None else f'{finetuned:.3f}'}  {row['seconds']:.1f} s/round  eta "
-        f"{duration(row['eta_seconds'])}{'  rolled back' if row['is_rolled_back'] else ''}"
+        f"{row['original_accuracy']:.3f} {-row['original_drop']:+.3f}  "
+        f"{'rolled back' if row['is_rolled_back'] else simulated}  "
+        f"eta {duration(row['eta_seconds'])}"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from protection.audit.imperceptibility import measure_changes
+from protection.names import nearest
 from protection.seeds import generator
 from protection.sep.algorithm import perturb
 from protection.sep.config import SepConfig
@@ -93,6 +94,7 @@ def _class_number(wanted: int | str, dataset: ImageDataset) -> int:
         raise ValueError(
             f"only_classes has {wanted!r}, of which the dataset has no image; expected some of "
             f"{listed}{' and more' if len(present) > 10 else ''}"
+            f"{nearest(wanted, (names[label] for label in present))}"
         )
     return int(number)
 

@@ -18,6 +18,8 @@ from typing import Any, Final
 from ray.train.v2.api.callback import UserCallback
 from tensorboardX import SummaryWriter
 
+from ray_jobs.terminal import PROGRESS
+
 ROWS: Final = "rows"
 NOTICE: Final = "notice"  # a row with this key alone is a message to the user, no round
 METRICS_FILE: Final = "metrics.jsonl"
@@ -75,7 +77,10 @@ def following(path: Path, format_row: Callable[[Row], str]) -> Iterator[None]:
 
     def follow() -> None:
         for row in appended_rows(path, position, until=stop.is_set):
-            logger.info("%s", row[NOTICE] if NOTICE in row else format_row(row))
+            if NOTICE in row:
+                logger.info("%s", row[NOTICE])
+            else:
+                logger.info("%s", format_row(row), extra=PROGRESS)
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ from ray_jobs.sweep_records import (
     read_trials,
     write_trial,
 )
+from ray_jobs.terminal import PROGRESS
 from storage.location import Location
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SweepProgress(tune.Callback):
             trial = dataclasses.replace(trial, state=otherwise, error=error, seconds=seconds)
             write_trial(self._state, trial)
             records[trial.trial_id] = trial
-        logger.info("%s", self.line(trial, list(records.values())))
+        logger.info("%s", self.line(trial, list(records.values())), extra=PROGRESS)
 
     def line(self, trial: Trial, trials: list[Trial]) -> str:
         """Return the line of ``trial`` when these ``trials`` have begun."""
@@ -70,7 +71,7 @@ class SweepProgress(tune.Callback):
         best_text = self._metrics(best) if best.state == FINISHED else "-"
         return (
             f"sweep {len(over)}/{self._num_trials}  {trial.trial_id}  {self._metrics(trial)}  "
-            f"best {best_text}  {duration(trial.seconds.get('total', 0))}  eta {duration(left)}"
+            f"best {best_text}  eta {duration(left)}"
         )
 
     def _metrics(self, trial: Trial) -> str:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from protection.names import nearest
 from ray_jobs.audit_data import Appropriator
 from ray_jobs.quick_audit import QuickAudit
-from ray_jobs.sweep_space import nearest
 from ray_jobs.swept_jobs import SWEPT_JOBS
 
 SEARCHES: Final = ("random", "grid", "optuna")

@@ -4,14 +4,14 @@ A field is named by its path: `sophon.suppression_lr`, or `adversary.0.finetune_
 number is a place in a list.
 """
 
-import difflib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
+from protection.names import nearest
 from ray_jobs.errors import UsageError
 from ray_jobs.recipes import recipe_from, to_plain
 from tune_spaces import SPACES
@@ -63,12 +63,6 @@ def _import_space(name: str) -> dict[str, Domain]:
         )
     found: dict[str, Domain] = space
     return found
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the one of ``known`` that ``word`` is probably meant to be."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

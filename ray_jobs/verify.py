@@ -12,6 +12,7 @@ from typing import Any
 from ray_jobs.errors import JobError
 from ray_jobs.image_sets import ImageSetConfig
 from ray_jobs.tables import progress_text
+from ray_jobs.terminal import PROGRESS
 from storage.blobs import open_blobs
 from storage.commit import read_manifest
 from storage.errors import BlobMissingError, DigestMismatchError, StorageError
@@ -90,7 +91,7 @@ def _check_digests(location: Location, manifest: Manifest) -> None:
             damage[name] = error
 
     for progress in each_part(manifest.parts, check):
-        logger.info("verify %s", progress_text(progress))
+        logger.info("verify %s", progress_text(progress), extra=PROGRESS)
     if damage:
         raise JobError(
             f"{location} has {len(damage)} parts of {len(manifest.parts)} that are not what was "

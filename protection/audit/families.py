@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from protection.audit.attacks import CONDITIONS, Attack
 from protection.audit.augmentation import AUGMENTATIONS
-from protection.audit.methods import AUDIT_METHODS
+from protection.audit.methods import AUDIT_METHODS, find_method, is_own
 from protection.audit.preparations import PREPARATIONS
 from protection.schedules import SCHEDULES
 from protection.sophon.adversary import (
@@ -62,7 +62,7 @@ class AttackFamily:
     methods: list[str] = field(default_factory=lambda: ["all_layers"])
     """all_layers, head_only, redrawn_head (then all layers), redrawn_head_only, redrawn_last_block
     (then all layers), lora, gradual_unfreezing, layer_wise_lr; from redrawn_head on with a new
-    head."""
+    head. Or `package.module:function` of your own, see docs/examples/own-adversary.md."""
     optimizers: list[str] = field(default_factory=lambda: ["sgd"])
     """Among sgd, momentum, nesterov, adam, adamw, adagrad, adadelta, rmsprop."""
     finetune_lrs: list[float] = field(default_factory=lambda: [1e-4])
@@ -103,8 +103,11 @@ class AttackFamily:
     def __post_init__(self) -> None:
         """Reject names and values that no attack has."""
         require_some(self)
+        own = [name for name in self.methods if is_own(name)]
+        for name in own:
+            find_method(name)
         for name, known in NAMES.items():
-            require_known(name, getattr(self, name), known)
+            require_known(name, getattr(self, name), [*known, *own])
         for name, (expected, is_one) in _RANGES.items():
             require_numbers(name, getattr(self, name), expected, is_one)
 

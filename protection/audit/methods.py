@@ -1,7 +1,8 @@
 """Methods of fine-tuning: what is drawn anew, what is trained, from when on, and how fast.
 
 Those that SOPHON simulates keep the head or draw a new one, as their names say. All others begin
-with a new one, so they fit a domain of any number of classes.
+with a new one, so they fit a domain of any number of classes. A name `package.module:function` is
+somebody's own.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from protection.audit.attacks import Setup
 from protection.layers import stages
 from protection.lora import add_adapters
 from protection.models import redrawn_head, replace_head
+from protection.names import imported
 from protection.seeds import generator
 from protection.sophon.adversary import METHODS, redraws_head
 from protection.sophon.fine_tuning import trained_parameters
@@ -29,6 +31,10 @@ class Group(NamedTuple):
     """Share of the epochs that pass before they are trained."""
 
 
+TrainedBy = Callable[[Setup], list[Group]]
+"""From what an attack begins with to what it trains; may change the model, whose head is new."""
+
+
 def begin(setup: Setup, *, num_classes: int) -> list[Group]:
     """Draw anew what the attack's method draws, and return what it trains; in train mode then."""
     method = setup.attack.method
@@ -36,9 +42,25 @@ def begin(setup: Setup, *, num_classes: int) -> list[Group]:
         rng = generator(setup.seed, "head")
         model = setup.classifier
         replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
-    groups = AUDIT_METHODS[method](setup)
+    groups = find_method(method)(setup)
     setup.model.train()
     return groups
+
+
+def find_method(name: str) -> TrainedBy:
+    """The method of that ``name``: one of `AUDIT_METHODS`, or of one's own.
+
+    Raises:
+        ValueError: it is one of one's own, and cannot be imported.
+    """
+    if is_own(name):
+        return cast(TrainedBy, imported(name, field="methods"))
+    return AUDIT_METHODS[name]
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` says where to import a method from."""
+    return ":" in name
 
 
 def _simulated(setup: Setup) -> list[Group]:
@@ -105,7 +127,7 @@ def _from_the_head(setup: Setup) -> list[list[nn.Parameter]]:
     return [list(model.head.parameters()), *reversed(by_stage)]
 
 
-AUDIT_METHODS: Final[dict[str, Callable[[Setup], list[Group]]]] = {
+AUDIT_METHODS: Final[dict[str, TrainedBy]] = {
     **dict.fromkeys(METHODS, _simulated),
     "lora": _lora,
     "redrawn_last_block": _redrawn_last_block,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from protection.names import nearest
+
 PRECISIONS: Final = ("float32", "bfloat16")
 
 
@@ -69,6 +71,7 @@ class SepConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
+                f"{nearest(self.precision, PRECISIONS)}"
             )
         if self.target_classes is not None:
             _check_targets(self.target_classes)

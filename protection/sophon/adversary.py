@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import torch
 
+from protection.names import nearest
+
 OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": torch.optim.SGD,
     "momentum": lambda params, **kw: torch.optim.SGD(params, momentum=0.9, **kw),
@@ -127,7 +129,10 @@ def require_known(name: str, values: Iterable[str], known: Collection[str]) -> N
     """Raise ValueError where one of ``values`` is not ``known``."""
     for value in values:
         if value not in known:
-            raise ValueError(f"{name} has {value!r}, which names none; expected {', '.join(known)}")
+            raise ValueError(
+                f"{name} has {value!r}, which names none; expected {', '.join(known)}"
+                f"{nearest(value, known)}"
+            )
 
 
 def require_numbers(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from protection.names import nearest
 from protection.savings import MemoryConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.losses import SUPPRESSION_LOSSES
@@ -56,7 +57,7 @@ class SophonConfig:
         if self.suppression_loss not in known:
             raise ValueError(
                 f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
-                f"of {', '.join(known)}"
+                f"of {', '.join(known)}{nearest(self.suppression_loss, known)}"
             )
         for name in (
             "rounds",

@@ -15,6 +15,7 @@ from ray_jobs.model_files import ModelDescription, commit_model, new_model, weig
 from ray_jobs.runs import begin, find_run
 from ray_jobs.trajectories import TRAJECTORY
 from storage.commit import stage
+from storage.location import Location
 from tests.conftest import TinyNetwork
 from tests.storage.conftest import location, s3_endpoint, s3_location, tmp_path_location
 
@@ -54,10 +55,15 @@ def cluster() -> Iterator[str]:
 
 
 def run_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> Path:
-    """Run the whole train loop of a job in this process; returns its output.
+    """Run the whole train loop of a job in this process; returns its output, a local one.
 
     What any number of workers make must equal what this makes, and it takes no start of workers.
     """
+    return location_made_here(job, loop, verb=verb).path
+
+
+def location_made_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> Location:
+    """As `run_here`, wherever the output is."""
     this_run = find_run(job, verb=verb)
     begin(this_run)
     threads = torch.get_num_threads()
@@ -71,7 +77,7 @@ def run_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> P
     finally:
         torch.set_num_threads(threads)
     assert FAILURE not in result.return_value, result.return_value
-    return this_run.output.path
+    return this_run.output
 
 
 @pytest.fixture(scope="session")

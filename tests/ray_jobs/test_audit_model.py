@@ -15,14 +15,17 @@ from protection.audit.families import AttackFamily
 from protection.audit.methods import AUDIT_METHODS
 from protection.audit.preparations import PREPARATIONS
 from protection.audit.threat_models import THREAT_MODELS, attacks_of
+from protection.models import ModelConfig
 from protection.schedules import SCHEDULES
 from protection.sophon.adversary import OPTIMIZERS
 from ray_jobs import audit_model
 from ray_jobs.attack_cells import Audited, Cell, Target, cells, fine_tune_cell, to_results
 from ray_jobs.audit_model import AuditModel
+from ray_jobs.audited_models import resolve
 from ray_jobs.cli import parse
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
+from ray_jobs.model_files import describe
 from ray_jobs.reporting import Row
 from ray_jobs.runs import begin, find_run
 from storage.commit import read_part
@@ -48,7 +51,7 @@ def a_job(model: str, output: Path, **changes: object) -> AuditModel:
 
 
 def planned(job: AuditModel) -> dict[Target, list[Attack]]:
-    return audit_model._plan(job, audit_model._resolve(job))
+    return audit_model._plan(job, resolve(job))
 
 
 def test_recipes_of_before_and_of_now_are_read(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_an_original_domain_that_is_not_the_models_cannot_heal_it(
     healing = AttackFamily(preparations=["heal_original"])
     job = a_job(model, tmp_path / "audit", original=ALL_DIGITS, adversary=[healing])
     with pytest.raises(UsageError, match=r"digits:train with 10 classes, but the model has 5"):
-        audit_model._check(audit_model._resolve(job), planned(job))
+        audit_model._check(resolve(job), planned(job))
 
 
 def test_every_preparation_finds_its_images_and_every_start_is_prepared(
@@ -156,7 +159,7 @@ def test_every_preparation_finds_its_images_and_every_start_is_prepared(
         train="photographs:train", test="photographs:test", max_train_images=60
     )
     job = a_job(model, tmp_path / "audit", adversary=[family], unrelated=unrelated, epochs=1)
-    audited, plan = audit_model._resolve(job), planned(job)
+    audited, plan = resolve(job), planned(job)
     losses = {}
     for cell in cells(plan, seeds=[0]):
         (row,) = fine_tune_cell(audited, cell)
@@ -173,7 +176,7 @@ def test_rows_are_json_also_of_a_diverged_attack_and_say_where_it_was_stopped(
     family = AttackFamily(finetune_lrs=[3e38], batch_sizes=[32])
     job = a_job(model, tmp_path / "audit", adversary=[family], epochs=5, stop_hopeless_after=2)
     cell = next(cells(planned(job), seeds=[0]))
-    rows = fine_tune_cell(audit_model._resolve(job), cell)
+    rows = fine_tune_cell(resolve(job), cell)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
     assert rows[-1]["loss"] is None
     assert [row.get("stopped") for row in rows] == [None, True]
@@ -190,7 +193,7 @@ def test_results_have_a_curve_for_each_seed_and_name_each_domain(
         benign_adversary=AttackFamily(methods=["lora"]),
         seeds=[7, 3],
     )
-    audited = audit_model._resolve(job)
+    audited = resolve(job)
     curves = {
         cell: [{"epoch": 0, "loss": 1.0, "test_accuracy": number / 100}]
         for number, cell in enumerate(cells(planned(job), seeds=job.seeds))
@@ -253,3 +256,44 @@ def test_recipes_declare_the_threat_models_they_speak_of() -> None:
     assert len(attacks_of(short.families())) >= 8
     default = parse(["audit-model", "--config", str(path / "audit-model-default.yaml")])[1]
     assert len(attacks_of(default.families())) >= 24
+
+
+def test_a_weights_file_is_audited_where_the_recipe_says_what_it_is(
+    model: str, tmp_path: Path
+) -> None:
+    (weights,) = Path(model).glob("model.*.safetensors")
+    described = describe(model).config
+    job = a_job(str(weights), tmp_path / "out", network=described)
+    audited = resolve(job)
+    assert audited.description == describe(model)._replace(config=described)
+    cell = Cell(Target("restricted", 0), MILD.attacks()[0], "protected", 0)
+    of_commit = resolve(a_job(model, tmp_path / "other"))
+    assert fine_tune_cell(audited, cell) == fine_tune_cell(of_commit, cell)
+
+
+@pytest.mark.parametrize("missing", ["unprotected", "original", "restricted"])
+def test_a_weights_file_names_nothing_that_the_recipe_leaves_out(
+    missing: str, model: str, tmp_path: Path
+) -> None:
+    (weights,) = Path(model).glob("model.*.safetensors")
+    network = describe(model).config
+    job = a_job(str(weights), tmp_path / "out", network=network, **{missing: None})
+    with pytest.raises(UsageError, match=f"{weights.name} was not made by protect-model"):
+        resolve(job)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protected": "weights.safetensors"}, "protected is weights.safetensors, which does not"),
+        (
+            {"network": ModelConfig(architecture="timm/resnet18", image_size=8)},
+            "network is given, but protected is .*, a committed location that describes itself",
+        ),
+    ],
+)
+def test_a_model_described_twice_or_not_at_all_is_refused(
+    change: dict[str, object], message: str, model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        a_job(model, tmp_path / "out", **change)

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,11 @@ def refuse(
         (["--sophon.rounds", "0"], "rounds is 0; expected at least 1"),
         (["--sophon.max_original_drop", "2"], r"max_original_drop is 2.*did you mean 0\.02"),
         (["--sophon.suppression_loss", "ice"], "'ice', which names no loss; expected one of"),
+        (["--sophon.suppression_loss", "kl_uniform"], "did you mean kl_to_uniform"),
+        (
+            ["--sophon.adversary", "[{optimizers: [SGD]}]"],
+            r"optimizers has 'SGD', which names none.*did you mean sgd",
+        ),
         (["--cluster.workers", "2"], "workers is 2, but sophon.episodes_per_round is 1"),
         (["--model", "/no/such/model"], "/no/such/model"),
         (["--model", "weights.safetensors"], r"weights\.safetensors, which does not say what"),
@@ -138,10 +144,21 @@ def test_pickled_weights_are_refused(
 
 def test_unknown_and_missing_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["protect"]) == 2
-    assert "protect-model" in capsys.readouterr().err
-    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert "'protect' is no command; expected one of pretrain, " in shown
+    assert "did you mean protect-data or protect-model?" in shown
     assert main(["pretrain", "--config", "no-such.yaml"]) == 2
     assert "no-such.yaml" in capsys.readouterr().err
+
+
+def test_command_alone_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "ringfence demo" in shown.err
+    assert max(map(len, shown.err.splitlines())) <= 80
+    named = set(re.findall(r"[a-z-]+", shown.err)) & set(COMMANDS)
+    assert named == set(COMMANDS) - {"completion"}
 
 
 def test_there_are_recipes() -> None:
@@ -169,8 +186,22 @@ def test_print_config_starts_nothing_and_help_explains_every_field(
         main([name, "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
+    assert f"Example: {COMMANDS[name].example}" in " ".join(shown.split())
     # jsonargparse shows the docstring under each field; one without would show its type alone.
     assert not re.findall(r"\n  --(\S+) [A-Z_]+\n +\((?:type|required)", shown)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_of_a_command_parses_and_is_that_of_a_recipe_that_ships(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(COMMANDS[name].example.partition(" > ")[0])
+    assert words[0] == "ringfence"
+    assert parse(words[1:])[0] == name
+    if "--config" in words:
+        recipe = ROOT / words[words.index("--config") + 1]
+        assert recipe.read_text().startswith(f"# {COMMANDS[name].example}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -305,3 +336,42 @@ def test_a_full_disk_is_one_line(
     assert said == (
         "ringfence ls: the disk of /small/metrics.jsonl is full; expected free space on it\n"
     )
+
+
+def test_shell_that_nothing_is_known_of_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 2
+    assert "shell is 'fish'; expected one of bash, zsh, tcsh" in capsys.readouterr().err
+
+
+def test_completion_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jsonargparse._completions.find_spec", lambda _: None)
+    assert main(["completion", "bash"]) == 2
+    assert "expected the package shtab (pip install shtab)" in capsys.readouterr().err
+
+
+def test_bash_completes_commands_fields_and_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "ringfence"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "recipe.yaml").touch()
+
+    def completed(*words: str) -> set[str]:
+        typed = " ".join(map(shlex.quote, words))
+        ask = (
+            f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; "
+            "_shtab_ringfence 2>/dev/null; printf '%s\\n' ${COMPREPLY[@]}"
+        )
+        done = subprocess.run(
+            ["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return set(done.stdout.split())
+
+    assert completed("ringfence", "prot") == {"protect-model", "protect-data"}
+    rounds = completed("ringfence", "protect-model", "--sophon.ro")
+    assert rounds == {"--sophon.rounds"}
+    assert "recipe.yaml" in completed("ringfence", "protect-model", "--config", "rec")
