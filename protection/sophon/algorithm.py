@@ -24,6 +24,7 @@ from protection.batches import Images
 from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.released import ReleasedModel
+from protection.schedules import SCHEDULES
 from protection.seeds import derive_seed, generator
 from protection.sophon.adversary import draw
 from protection.sophon.config import SophonConfig
@@ -127,6 +128,7 @@ def protect(
     if state.start_accuracy is None:
         state.start_accuracy = original_accuracy()
     for round_index in range(state.next_round, config.rounds):
+        _set_rates(state, round_index, config)
         before = copy.deepcopy(state.state_dict())
         suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
@@ -155,6 +157,16 @@ def protect(
             gradient_norm=suppression.gradient_norm,
             is_rolled_back=failure is not None,
         )
+
+
+def _set_rates(state: SophonState, round_index: int, config: SophonConfig) -> None:
+    factor = SCHEDULES[config.schedule](round_index / config.rounds)
+    for optimizer, rate in (
+        (state.suppression_optimizer, config.suppression_lr),
+        (state.reinforcement_optimizer, config.reinforcement_lr),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
 
 
 def draw_episodes(
