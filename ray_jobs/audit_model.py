@@ -5,7 +5,6 @@ one cell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -13,14 +12,14 @@ import torch
 
 from protection.audit.attacks import IMAGES_FOR, Attack, impossible_field, require_possible
 from protection.audit.families import AttackFamily
-from protection.audit.threat_models import THREAT_MODELS, attacks_of, not_tested
+from protection.audit.threat_models import attacks_of, not_tested
 from protection.denoisers import Blueprint
-from protection.models import ModelConfig
-from protection.names import nearest
 from protection.sophon.adversary import check_fits, fits
+from protection.tasks import Task
 from ray_jobs import domains
 from ray_jobs.attack_cells import (
     Audited,
+    Cell,
     Target,
     cells,
     fine_tune_cell,
@@ -30,112 +29,22 @@ from ray_jobs.attack_cells import (
     show_progress,
     to_results,
 )
+from ray_jobs.audit_recipe import AuditModel
 from ray_jobs.audited_models import resolve
-from ray_jobs.cells import as_task, require_seeds, run_cells
+from ray_jobs.cells import as_task, run_cells
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.connection import connect
-from ray_jobs.denoiser_cells import DenoisingAudit, open_features
-from ray_jobs.domains import DomainConfig
+from ray_jobs.denoiser_cells import open_features
 from ray_jobs.errors import UsageError
 from ray_jobs.lineage import parent
-from ray_jobs.model_files import check_described, model_from
+from ray_jobs.model_files import model_from
+from ray_jobs.reporting import Row
 from ray_jobs.reports.denoiser_report import to_denoiser_report
 from ray_jobs.reports.model_report import build_report
 from ray_jobs.reports.stored import commit_report
 from ray_jobs.runs import begin, find_run
 
-
-@dataclass(frozen=True, kw_only=True)
-class AuditModel:
-    """Measure what fine-tuning achieves from a protected, an unprotected and a new model."""
-
-    protected: str
-    """Location of the protected model, as `protect-model` printed it; or a .safetensors file, with
-    `network`, `unprotected`, `original` and `restricted` beside it."""
-    output: str
-    """Location to commit the report to; must not exist yet."""
-    unprotected: str | None = None
-    """The model that was protected; null: the one that the protected model's manifest names."""
-    network: ModelConfig | None = None
-    """What a .safetensors file holds the weights of; null for a committed model, which says so
-    itself."""
-    original: DomainConfig | None = None
-    """Domain that must have kept its accuracy; null: the one it was protected with."""
-    restricted: list[DomainConfig] | None = None
-    """Domains to fine-tune to; null: those it was protected against."""
-    adversary: list[AttackFamily] | None = None
-    """Attacks to try: every combination of every family; null: those of `threat_model` alone."""
-    threat_model: str | None = None
-    """Attacks by name, besides those of `adversary`: short (some ten), default (some thirty) or
-    thorough (23,000: a cluster's work, and `unrelated`); null: none, or default where there is no
-    `adversary`. Those that keep a head of too few classes for a domain are left out."""
-    unrelated: DomainConfig | None = None
-    """Domain for the preparation heal_unrelated."""
-    benign: list[DomainConfig] | None = None
-    """Domains that fine-tuning should still work for; null: that is not measured."""
-    benign_adversary: AttackFamily | None = None
-    """How these are fine-tuned to; null: by the first family of the attacks."""
-    epochs: int = 20
-    """Passes over the restricted training images."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Repetitions of every fine-tuning: order of images, redrawn heads, and the from-scratch
-    weights."""
-    stop_hopeless_after: int | None = None
-    """Epochs in a row at chance after which a fine-tuning is given up; null: never. Saves time, and
-    misses an adversary that would have got through later."""
-    denoising: DenoisingAudit | None = None
-    """How images are drawn, where the models are denoisers; null: as by default."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-    def __post_init__(self) -> None:
-        """Reject an audit that would measure nothing, or not what it says."""
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; expected at least 1")
-        require_seeds(self.seeds)
-        check_described("protected", self.protected, self.network)
-        for name in ("adversary", "restricted", "benign"):
-            if getattr(self, name) == []:
-                raise ValueError(f"{name} is empty, so nothing is tried; expected one, or null")
-        if self.threat_model is not None and self.threat_model not in THREAT_MODELS:
-            raise ValueError(
-                f"threat_model is {self.threat_model!r}, which names none; expected "
-                f"{', '.join(THREAT_MODELS)} or null{nearest(self.threat_model, THREAT_MODELS)}"
-            )
-        if self.stop_hopeless_after is not None and self.stop_hopeless_after < 1:
-            raise ValueError(
-                f"stop_hopeless_after is {self.stop_hopeless_after}; expected at least 1 epoch, or "
-                "null"
-            )
-        if self.benign_adversary is not None and self.benign is None:
-            raise ValueError(
-                "benign_adversary is given, but benign is null, so it has nothing to do; expected "
-                "benign domains"
-            )
-        self._check_unrelated()
-
-    def _check_unrelated(self) -> None:
-        families = [*self.families(), *filter(None, [self.benign_adversary])]
-        is_used = any("heal_unrelated" in family.preparations for family in families)
-        if is_used and self.unrelated is None:
-            raise ValueError(
-                "unrelated is null, but heal_unrelated is among the preparations; expected the "
-                "domain to heal on"
-            )
-        if self.unrelated is not None and not is_used:
-            raise ValueError(
-                f"unrelated is {self.unrelated.train}, but no attack uses it; expected null, or "
-                "heal_unrelated among the preparations"
-            )
-
-    def families(self) -> list[AttackFamily]:
-        """The threat model: what `adversary` lists, then what `threat_model` names."""
-        return [*(self.adversary or []), *self.preset()]
-
-    def preset(self) -> Sequence[AttackFamily]:
-        """What `threat_model` names."""
-        if self.threat_model is None:
-            return () if self.adversary else THREAT_MODELS["default"]
-        return THREAT_MODELS[self.threat_model]
+__all__ = ["AuditModel", "run"]
 
 
 def run(job: AuditModel) -> str:
@@ -148,10 +57,6 @@ def run(job: AuditModel) -> str:
     audited = resolve(job)
     plan = _plan(job, audited)
     _check(audited, plan)
-    if job.denoising is not None and audited.description.task.has_classes:
-        raise UsageError(
-            f"denoising is given, but {audited.protected} is a classifier; expected denoising: null"
-        )
     this_run = find_run(job, verb="audit-model")
     connect(job.cluster)
     begin(this_run)
@@ -163,28 +68,7 @@ def run(job: AuditModel) -> str:
         this_run=this_run,
         describe=show_progress,
     )
-    is_classifier = audited.description.task.has_classes
-    report = build_report(
-        to_results(audited, curves, seeds=job.seeds),
-        original=_measure(measure_original, audited, job.cluster),
-        epochs=job.epochs,
-        seeds=job.seeds,
-        not_tested=not_tested(
-            (
-                attack
-                for target, attacks in plan.items()
-                if target.role == "restricted"
-                for attack in attacks
-            ),
-            task=audited.description.task,
-        ),
-    )
-    picture = None
-    if not is_classifier:
-        measured = _measure(measure_denoisers, audited, job.cluster)
-        report, picture = to_denoiser_report(
-            report, measured, num_timesteps=_num_timesteps(audited)
-        )
+    report, picture = _report(job, audited, plan, curves)
     return commit_report(
         this_run,
         report,
@@ -197,6 +81,28 @@ def run(job: AuditModel) -> str:
     )
 
 
+def _report(
+    job: AuditModel,
+    audited: Audited,
+    plan: Mapping[Target, Sequence[Attack]],
+    curves: Mapping[Cell, list[Row]],
+) -> tuple[dict[str, Any], bytes | None]:
+    """What the cells came to, and of denoisers a picture."""
+    task = audited.description.task
+    tried = [attack for target in plan if target.role == "restricted" for attack in plan[target]]
+    report = build_report(
+        to_results(audited, curves, seeds=job.seeds),
+        original=_measure(measure_original, audited, job.cluster),
+        epochs=job.epochs,
+        seeds=job.seeds,
+        not_tested=not_tested(tried, task=task),
+    )
+    if task.has_classes:
+        return report, None
+    measured = _measure(measure_denoisers, audited, job.cluster)
+    return to_denoiser_report(report, measured, num_timesteps=_num_timesteps(audited))
+
+
 def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
     """Which attacks are made on which domain.
 
@@ -207,7 +113,7 @@ def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
     for target, config in audited.targets.items():
         listed, preset = list(job.adversary or []), job.preset()
         if target.role == "benign":
-            listed, preset = [job.benign_adversary or job.families()[0]], ()
+            listed, preset = [job.benign_adversary or _first_possible(job.families(), task)], ()
         require_possible(attacks_of(listed), task)
         fitting = [attack for attack in attacks_of(preset) if not impossible_field(attack, task)]
         if task.has_classes:
@@ -219,6 +125,15 @@ def _plan(job: AuditModel, audited: Audited) -> dict[Target, list[Attack]]:
             fitting = [attack for attack in fitting if fits(attack.method, **classes)]
         plan[target] = list(dict.fromkeys([*attacks_of(listed), *fitting]))
     return plan
+
+
+def _first_possible(families: Sequence[AttackFamily], task: Task) -> AttackFamily:
+    """The first that models of ``task`` can undergo, or the first at all, to be refused by name."""
+
+    def is_possible(family: AttackFamily) -> bool:
+        return not any(impossible_field(attack, task) for attack in family.attacks())
+
+    return next(filter(is_possible, families), families[0])
 
 
 def _check(audited: Audited, plan: Mapping[Target, Sequence[Attack]]) -> None:

@@ -1,11 +1,12 @@
 """What a model audit is of: from its recipe, and from the protected model's manifest."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from protection.models import ModelConfig
 from ray_jobs import domains
 from ray_jobs.attack_cells import Audited, Target
+from ray_jobs.audit_recipe import AuditModel
 from ray_jobs.denoiser_cells import DenoisingAudit
 from ray_jobs.domains import DomainConfig, open_domain
 from ray_jobs.errors import UsageError
@@ -14,11 +15,8 @@ from ray_jobs.model_files import ModelDescription, describe
 from storage.commit import read_manifest
 from storage.location import parse_location
 
-if TYPE_CHECKING:
-    from ray_jobs.audit_model import AuditModel
 
-
-def resolve(job: "AuditModel") -> Audited:
+def resolve(job: AuditModel) -> Audited:
     """Return what ``job`` audits, with the rest read from the protected model's manifest.
 
     Raises:
@@ -42,10 +40,15 @@ def resolve(job: "AuditModel") -> Audited:
     original = domains.absolute(job.original or DomainConfig(**recipe["original"]))
     restricted = job.restricted or [DomainConfig(**domain) for domain in recipe["restricted"]]
     by_role = {"restricted": restricted, "benign": job.benign or []}
+    description = _describe(protected, job.network, original)
+    if job.denoising is not None and description.task.has_classes:
+        raise UsageError(
+            f"denoising is given, but {protected} is a classifier; expected denoising: null"
+        )
     return Audited(
         protected=protected,
         unprotected=str(parse_location(unprotected)),
-        description=_describe(protected, job.network, original),
+        description=description,
         original=original,
         targets={
             Target(role, index): domains.absolute(config)

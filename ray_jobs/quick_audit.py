@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from protection.audit.attacks import IMAGES_FOR, Attack, Means
+from protection.audit.attacks import IMAGES_FOR, Attack, Means, impossible_field
 from protection.audit.families import AttackFamily
 from protection.audit.fine_tuning import fine_tune
 from protection.seeds import derive_seed
@@ -42,7 +42,8 @@ class QuickAudit:
     """The attacks that a trial is judged by."""
 
     adversary: list[AttackFamily] = field(default_factory=_usual_attacks)
-    """Every combination of every family is tried; the one that gains most counts."""
+    """Every combination of every family is tried; the one that gains most counts. Those that a
+    denoiser cannot undergo are left out for one."""
     epochs: int = 5
     """Passes over the restricted training images."""
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -113,9 +114,15 @@ def transfer_gains(
         The gain, in [-1, 1], by attack, the largest first.
 
     Raises:
+        ValueError: the model can undergo none of the attacks.
         JobError: a fine-tuning failed.
     """
-    given = list(_cells(attacked, audit))
+    if not (given := list(_cells(attacked, audit))):
+        raise ValueError(
+            f"quick_audit.adversary has {len(audit.attacks())} attacks, and a model for "
+            f"{attacked.description.task.name} can undergo none of them; expected one of methods "
+            "all_layers or lora"
+        )
     word = _fingerprint(attacked)
     scratch = [cell._replace(scratch=word) for cell in given]
     curves: dict[QuickCell, list[Row]] = {}
@@ -143,7 +150,8 @@ def _cells(attacked: Attacked, audit: QuickAudit) -> Iterator[QuickCell]:
     for seed in audit.seeds:
         for domain_index in range(len(attacked.restricted)):
             for attack in audit.attacks():
-                yield QuickCell(domain_index, attack, seed)
+                if not impossible_field(attack, attacked.description.task):
+                    yield QuickCell(domain_index, attack, seed)
 
 
 def _fingerprint(attacked: Attacked) -> str:

@@ -24,8 +24,8 @@ class Sweep:
     recipe: str
     """YAML recipe of that job; its cluster is what each trial gets."""
     space: str
-    """What trials may set: sophon, sophon-rates, sep, sep-members, pretraining, adversary or
-    new-head-adversary, all in tune_spaces/; or `package.module:NAME` of your own."""
+    """What trials may set: sophon, sophon-rates, sophon-denoiser, sep, sep-members, pretraining,
+    adversary or new-head-adversary, all in tune_spaces/; or `package.module:NAME` of your own."""
     output: str
     """Location to commit the comparison to, and below which trials are kept; must not exist yet."""
     fields: list[str] | None = None

@@ -24,6 +24,7 @@ from protection.evaluation import accuracy
 from protection.models import Classifier
 from protection.parted import load_network, load_optimizer, whole_state
 from protection.released import ReleasedModel
+from protection.schedules import SCHEDULES
 from protection.seeds import derive_seed, generator
 from protection.sophon.adversary import draw
 from protection.sophon.config import SophonConfig
@@ -135,6 +136,7 @@ def protect(
     if state.start_accuracy is None:
         state.start_accuracy = original_accuracy()
     for round_index in range(state.next_round, config.rounds):
+        _set_rates(state, round_index, config)
         before = _round_start(state, config)
         suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
@@ -171,6 +173,16 @@ def _round_start(state: SophonState, config: SophonConfig) -> RoundStart | None:
         return None
     optimizers = [state.suppression_optimizer, state.reinforcement_optimizer]
     return RoundStart(state.model, optimizers, in_host_memory=config.memory.host_copies)
+
+
+def _set_rates(state: SophonState, round_index: int, config: SophonConfig) -> None:
+    factor = SCHEDULES[config.schedule](round_index / config.rounds)
+    for optimizer, rate in (
+        (state.suppression_optimizer, config.suppression_lr),
+        (state.reinforcement_optimizer, config.reinforcement_lr),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
 
 
 def draw_episodes(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from protection.names import nearest
 from protection.savings import MemoryConfig
+from protection.schedules import SCHEDULES
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.losses import SUPPRESSION_LOSSES
 
@@ -39,6 +40,9 @@ class SophonConfig:
     """Original images per reinforcement step."""
     reinforcement_shards: int = 1
     """Parts of that batch that workers share; BatchNorm sees one part at a time."""
+    schedule: str = "constant"
+    """Of both learning rates over the rounds: constant, as in the paper, or cosine, down to zero at
+    the end: the last rounds then undo what a high rate costs the original domain."""
     validation_images: int = 1000
     """Original validation images, at most, on which every round is measured."""
     max_original_drop: float = 0.05
@@ -58,6 +62,10 @@ class SophonConfig:
             raise ValueError(
                 f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
                 f"of {', '.join(known)}{nearest(self.suppression_loss, known)}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule is {self.schedule!r}, which names none; expected {', '.join(SCHEDULES)}"
             )
         for name in (
             "rounds",

@@ -110,6 +110,7 @@ def test_protection_changes_the_weights_and_measures_both(trained: Path, protect
     assert known["protected_test_accuracy"] != known["unprotected_test_accuracy"]
 
 
+@pytest.mark.timeout(300)  # another Python begins, and imports torch and diffusers
 def test_diffusers_loads_the_protected_model_without_ringfence(protected: Path) -> None:
     program = """
 import sys
@@ -123,7 +124,12 @@ print(sum(p.detach().double().sum().item() for p in pipeline.unet.parameters()))
 """
     command = [sys.executable, "-W", "ignore", "-c", program, str(protected)]
     shown = subprocess.run(
-        command, cwd=protected.parent, env={}, capture_output=True, text=True, check=False
+        command,
+        cwd=protected.parent,
+        env={"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert shown.returncode == 0, shown.stderr
     ours = model_from(describe(str(protected)), weights=str(protected))
@@ -254,6 +260,9 @@ def test_a_preset_is_what_a_denoiser_can_undergo_and_a_listed_attack_must_be(
     (attacks,) = audit_model._plan(job, audit_model._resolve(job)).values()
     assert {attack.method for attack in attacks} == {"all_layers", "lora"}
     assert len(attacks) >= 6
+    benign = dataclasses.replace(job, benign=[RESTRICTED])
+    _, by_default = audit_model._plan(benign, audit_model._resolve(benign)).values()
+    assert [str(one) for one in by_default] == ["all_layers sgd 0.01 batch 64"]
     for family, message in (
         (AttackFamily(methods=["head_only"]), "method is 'head_only', but denoising has no cl"),
         (AttackFamily(augmentations=["mixup"]), "augmentation is 'mixup', but denoising has no"),

@@ -66,6 +66,23 @@ def test_rounds_then_restore_then_rounds_equal_all_rounds_bitwise() -> None:
     assert_same_weights(whole, resumed)
 
 
+def test_cosine_takes_both_rates_down_and_a_resumed_run_with_them() -> None:
+    config = a_config(rounds=4, schedule="cosine")
+    state, rates = trained(config), []
+    for _ in protect(state, domains(), config=config):
+        optimizers = state.suppression_optimizer, state.reinforcement_optimizer
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+    highest = [config.suppression_lr, config.reinforcement_lr]
+    for found, share in zip(rates, [1, 0.853553, 0.5, 0.146447], strict=True):
+        assert found == pytest.approx([share * rate for rate in highest], rel=1e-5)
+    first = trained(config)
+    next(protect(first, domains(), config=config))
+    resumed = start(tiny_classifier(dropout=0.2), config)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    list(protect(resumed, domains(), config=config))
+    assert_same_weights(state, resumed)
+
+
 def test_another_seed_protects_differently() -> None:
     a, b = trained(), trained()
     list(protect(a, domains(), config=a_config(rounds=1)))
@@ -186,6 +203,7 @@ def test_domains_that_do_not_fit_are_refused_before_the_first_round() -> None:
     [
         ({"suppression_loss": "ice"}, "'ice', which names no loss; expected one of inverse_cross"),
         ({"rounds": 0}, "rounds is 0"),
+        ({"schedule": "linear"}, "schedule is 'linear', which names none; expected constant, cos"),
         ({"suppression_lr": 3}, "suppression_lr is 3; expected between 0 and 1"),
         ({"max_original_drop": 5}, r"max_original_drop is 5, a share.*did you mean 0.05\?"),
         ({"clip_norm": 0}, "clip_norm is 0"),
