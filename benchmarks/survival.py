@@ -8,6 +8,7 @@ between its first round and its last:
 
 - *worker*: the process of one of the two.
 - *node*: all processes of a Ray node that has a worker; a spare one is there.
+- *notice*: as *node*, said to Ray 15 s before, in a run that would not checkpoint by itself.
 - *driver*: the command itself, which is then given again.
 - *controller*: Ray Train's, which watches the workers.
 - *elastic*: with `workers: [1, 2]` and no spare node, a node is killed, and another joins later.
@@ -47,11 +48,18 @@ from storage.checkpoints import read_weights
 from storage.commit import read_manifest
 from storage.location import Location
 
-KILLS = ("worker", "node", "driver", "controller", "elastic")
+KILLS = ("worker", "node", "notice", "driver", "controller", "elastic")
 # A hang is a failure, too.
 LONGEST_SECONDS = 600.0
 NETWORK = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
-FIXED = {"workers": 2, "max_failures": 2, "wait_seconds": 120}
+FIXED = {
+    "workers": 2,
+    "max_failures": 2,
+    "wait_seconds": 120,
+    "checkpoint_interval_seconds": 2,
+}
+NOTICE_SECONDS = 15
+UNTIL_NOTICE = {**FIXED, "max_failures": 0, "checkpoint_interval_seconds": 10_000}
 ELASTIC = {**FIXED, "workers": (1, 2), "resize_interval_seconds": 5}
 
 
@@ -154,7 +162,7 @@ def measure(
         lost, ended, equal = [], 0, 0
         for number in range(options.kills):
             output = bucket / f"{name}-{what}-{number}"
-            config = ELASTIC if what == "elastic" else FIXED
+            config = {"elastic": ELASTIC, "notice": UNTIL_NOTICE}.get(what, FIXED)
             set_nodes(cluster, is_spare=what != "elastic")
             began = time.monotonic()
             driver = begin(job, config, output, cluster, home)
@@ -182,7 +190,7 @@ def begin(
 ) -> Driver:
     """Give the command of ``job`` on so many workers."""
     kind = GroupedClusterConfig if job.verb == "protect-data" else ClusterConfig
-    recipe = dataclasses.replace(job.recipe, cluster=kind(**config, checkpoint_interval_seconds=2))
+    recipe = dataclasses.replace(job.recipe, cluster=kind(**config))
     return Driver(
         job.verb,
         recipe,
@@ -207,6 +215,10 @@ def disturb(what: str, driver: Driver, cluster: LocalCluster, rng: random.Random
         driver.kill_and_give_again()
     elif what == "node":
         cluster.kill_node_of(WORKER, rng)
+    elif what == "notice":
+        going = cluster.give_notice_to_node_of(WORKER, rng, seconds=NOTICE_SECONDS)
+        time.sleep(NOTICE_SECONDS)
+        going()
     elif what == "elastic":
         cluster.wait_for_actors(WORKER, 2, seconds=60)
         cluster.kill_node_of(WORKER, rng)
