@@ -11,7 +11,8 @@ between its first round and its last:
 - *notice*: as *node*, said to Ray 15 s before, in a run that would not checkpoint by itself.
 - *driver*: the command itself, which is then given again.
 - *controller*: Ray Train's, which watches the workers.
-- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed, and another joins later.
+- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed in the first tenth, and
+  another joins once the run goes on with one worker.
 
 A run counts as equal if it ended, and its weights differ from the undisturbed run's by at most 1e-5
 of their norm (SOPHON: sums are taken in another order), or its files by nothing (SEP). Time lost is
@@ -166,7 +167,8 @@ def measure(
             set_nodes(cluster, is_spare=what != "elastic")
             began = time.monotonic()
             driver = begin(job, config, output, cluster, home)
-            moment = rng.random() * span
+            # What is left must last longer than what is to come.
+            moment = rng.random() * span * (0.1 if what in ("elastic", "notice") else 1)
             driver.wait_for_rows(1)
             time.sleep(moment)
             disturb(what, driver, cluster, rng)
