@@ -5,9 +5,11 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,24 @@ class LocalCluster:
 
     def kill_node_of(self, class_name: str, rng: random.Random) -> None:
         """Kill -9 all processes of a node that has such an actor."""
+        self._cluster.remove_node(self._node_of(class_name, rng), allow_graceful=False)
+
+    def give_notice_to_node_of(
+        self, class_name: str, rng: random.Random, *, seconds: int
+    ) -> Callable[[], None]:
+        """Say that a node with such an actor goes in ``seconds``; what is returned makes it go."""
+        node = self._node_of(class_name, rng)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        command += ["--address", self.address, "--node-id", node.node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "notice"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return lambda: self._cluster.remove_node(node, allow_graceful=False)
+
+    def _node_of(self, class_name: str, rng: random.Random) -> Any:
         node_id = rng.choice(self.actors(class_name)).node_id
         (node,) = (node for node in self._cluster.worker_nodes if node.node_id == node_id)
-        self._cluster.remove_node(node, allow_graceful=False)
+        return node
 
     def stop(self) -> None:
         """End every process of it."""

@@ -8,9 +8,11 @@ between its first round and its last:
 
 - *worker*: the process of one of the two.
 - *node*: all processes of a Ray node that has a worker; a spare one is there.
+- *notice*: as *node*, said to Ray 15 s before, in a run that would not checkpoint by itself.
 - *driver*: the command itself, which is then given again.
 - *controller*: Ray Train's, which watches the workers.
-- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed, and another joins later.
+- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed in the first tenth, and
+  another joins once the run goes on with one worker.
 
 A run counts as equal if it ended, and its weights differ from the undisturbed run's by at most 1e-5
 of their norm (SOPHON: sums are taken in another order), or its files by nothing (SEP). Time lost is
@@ -47,11 +49,18 @@ from storage.checkpoints import read_weights
 from storage.commit import read_manifest
 from storage.location import Location
 
-KILLS = ("worker", "node", "driver", "controller", "elastic")
+KILLS = ("worker", "node", "notice", "driver", "controller", "elastic")
 # A hang is a failure, too.
 LONGEST_SECONDS = 600.0
 NETWORK = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
-FIXED = {"workers": 2, "max_failures": 2, "wait_seconds": 120}
+FIXED = {
+    "workers": 2,
+    "max_failures": 2,
+    "wait_seconds": 120,
+    "checkpoint_interval_seconds": 2,
+}
+NOTICE_SECONDS = 15
+UNTIL_NOTICE = {**FIXED, "max_failures": 0, "checkpoint_interval_seconds": 10_000}
 ELASTIC = {**FIXED, "workers": (1, 2), "resize_interval_seconds": 5}
 
 
@@ -154,11 +163,12 @@ def measure(
         lost, ended, equal = [], 0, 0
         for number in range(options.kills):
             output = bucket / f"{name}-{what}-{number}"
-            config = ELASTIC if what == "elastic" else FIXED
+            config = {"elastic": ELASTIC, "notice": UNTIL_NOTICE}.get(what, FIXED)
             set_nodes(cluster, is_spare=what != "elastic")
             began = time.monotonic()
             driver = begin(job, config, output, cluster, home)
-            moment = rng.random() * span
+            # What is left must last longer than what is to come.
+            moment = rng.random() * span * (0.1 if what in ("elastic", "notice") else 1)
             driver.wait_for_rows(1)
             time.sleep(moment)
             disturb(what, driver, cluster, rng)
@@ -182,7 +192,7 @@ def begin(
 ) -> Driver:
     """Give the command of ``job`` on so many workers."""
     kind = GroupedClusterConfig if job.verb == "protect-data" else ClusterConfig
-    recipe = dataclasses.replace(job.recipe, cluster=kind(**config, checkpoint_interval_seconds=2))
+    recipe = dataclasses.replace(job.recipe, cluster=kind(**config))
     return Driver(
         job.verb,
         recipe,
@@ -207,6 +217,10 @@ def disturb(what: str, driver: Driver, cluster: LocalCluster, rng: random.Random
         driver.kill_and_give_again()
     elif what == "node":
         cluster.kill_node_of(WORKER, rng)
+    elif what == "notice":
+        going = cluster.give_notice_to_node_of(WORKER, rng, seconds=NOTICE_SECONDS)
+        time.sleep(NOTICE_SECONDS)
+        going()
     elif what == "elastic":
         cluster.wait_for_actors(WORKER, 2, seconds=60)
         cluster.kill_node_of(WORKER, rng)
