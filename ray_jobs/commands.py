@@ -110,6 +110,6 @@ COMMANDS: Final[dict[str, Command]] = {
         "completion",
         "Completion",
         "Print what makes a shell complete commands, fields and file names.",
-        "ringfence completion bash > ~/.local/share/bash-completion/completions/ringfence",
+        "ringfence completion zsh > ~/.zsh/completions/_ringfence",
     ),
 }

@@ -1,35 +1,25 @@
 """The worked diffs of CONTRIBUTING.md apply to the code as it is now, and do what they say."""
 
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
+from protection.audit.attacks import NO_MEANS, Setup
 from tests.docs.pages import ROOT, blocks
+from tests.protection.audit.attacking import attack, network
 
 DIFFS = [block.text for block in blocks(ROOT / "CONTRIBUTING.md", "diff")]
-USE = """
-import torch
-from protection.audit.countermeasures import COUNTERMEASURES
-from protection.audit.methods import AUDIT_METHODS
-from protection.audit.threat_models import THREAT_MODELS, attacks_of
-from protection.sophon.config import SophonConfig
-from protection.sophon.losses import SUPPRESSION_LOSSES
+# In a process of its own, which has the changed storage/ alone, and starts in a moment.
+USE_OF_A_STORE = """
 from storage.commit import commit, is_committed, read_part
 from storage.errors import AlreadyCommittedError
-
-SophonConfig(suppression_loss="true_class_margin")
-logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 5.0, 1.0]])
-loss = SUPPRESSION_LOSSES["true_class_margin"](logits, torch.tensor([0, 0]))
-assert loss.item() == 1.0, loss  # (1 + 2 - 1 + 0) / 2
-
-assert {attack.method for attack in attacks_of(THREAT_MODELS["default"])} == set(AUDIT_METHODS)
-
-image = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
-equalized = COUNTERMEASURES["equalize"].purify(image)
-assert equalized.amax() > 200 and equalized.dtype == torch.uint8
 
 commit("memory://here/model", {"a.txt": b"a"}, kind="model", description={})
 assert is_committed("memory://here/model") and not is_committed("memory://here")
@@ -41,25 +31,72 @@ except AlreadyCommittedError:
 """
 
 
-def test_worked_diffs_apply_one_after_another_and_work(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code with every diff applied, one after another."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    assert len(DIFFS) == 4
+    folder = tmp_path_factory.mktemp("changed")
     for room in ("protection", "storage", "ray_jobs", "tests/storage"):
-        shutil.copytree(ROOT / room, tmp_path / room)
+        shutil.copytree(ROOT / room, folder / room)
     for diff in DIFFS:
         # -C1: one line of context is enough, so that a neighbouring change does not count.
         done = subprocess.run(
             ["git", "apply", "-C1", "--whitespace=error", "-"],
-            cwd=tmp_path,
+            cwd=folder,
             input=diff,
             capture_output=True,
             text=True,
             check=False,
-            env={"GIT_CEILING_DIRECTORIES": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)},
         )
         assert done.returncode == 0, f"{done.stderr}\n{diff}"
+    return folder
+
+
+def load(path: Path) -> ModuleType:
+    """The module at ``path``, beside the one that is installed."""
+    spec = importlib.util.spec_from_file_location(f"changed_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_diff_for_each_kind_of_thing() -> None:
+    assert len(DIFFS) == 4
+
+
+def test_the_loss_is_zero_where_another_class_leads_by_one(changed: Path) -> None:
+    losses = load(changed / "protection" / "sophon" / "losses.py").SUPPRESSION_LOSSES
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 5.0, 1.0]])
+    loss = losses["true_class_margin"](logits, torch.tensor([0, 0]))
+    assert loss.item() == (1 + 2 - 1 + 0) / 2
+
+
+def test_the_method_trains_the_head_and_normalisations(changed: Path) -> None:
+    module = load(changed / "protection" / "audit" / "methods.py")
+    model = network()
+    (group,) = module.AUDIT_METHODS["norms_and_head"](Setup(model, attack(), NO_MEANS, 0))
+    trained = {id(parameter) for parameter in group.parameters}
+    names = {name for name, p in model.network.named_parameters() if id(p) in trained}
+    assert {"fc.weight", "bn1.weight"} <= names
+    assert "conv1.weight" not in names
+    assert "norms_and_head" in (changed / "protection/audit/threat_models.py").read_text()
+
+
+def test_the_countermeasure_spreads_values_over_all_levels(changed: Path) -> None:
+    purification = load(changed / "protection" / "audit" / "purification.py")
+    images = torch.arange(64, dtype=torch.uint8).repeat(16).view(1, 1, 32, 32)
+    assert purification.equalize(images).amax() > 200
+    assert "purification.equalize" in (changed / "protection/audit/countermeasures.py").read_text()
+
+
+def test_the_store_keeps_a_commit(changed: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", USE_OF_A_STORE],
+        cwd=changed,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "done\n", done.stderr

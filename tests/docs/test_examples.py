@@ -25,6 +25,7 @@ from storage.blobs import open_blobs
 from storage.commit import read_manifest
 from storage.copying import copy_commit
 from storage.datasets import open_dataset
+from storage.errors import AlreadyCommittedError
 from storage.location import Location, parse_location
 from tests.docs.pages import ROOT, write_files
 from tests.ray_jobs.conftest import (
@@ -168,7 +169,7 @@ def test_new_images_are_protected_alone_and_old_ones_as_the_page_says(
     assert again.keys() == old.keys() | outputs["february"].keys()
     is_same = [torch.equal(old[name], again[name]) for name in old]
     assert all(is_same) is not variance_reduction
-    with pytest.raises(ValueError, match="is committed already and never rewritten"):
+    with pytest.raises(AlreadyCommittedError, match="is committed already and never rewritten"):
         run("protect-data", *options, "--dataset.source", "data/grown", "--output", "january")
 
 

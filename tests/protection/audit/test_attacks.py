@@ -83,6 +83,10 @@ def test_fields_of_families_are_those_of_attacks_in_their_order() -> None:
     ("change", "message"),
     [
         ({"methods": ["full"]}, "methods has 'full', which names none.*redrawn_last_block"),
+        ({"methods": ["redrawn_hed"]}, r"did you mean redrawn_head\?"),
+        ({"methods": ["no_module:x"]}, "methods is 'no_module:x', which cannot be imported"),
+        ({"methods": ["math:no_name"]}, "methods is 'math:no_name', which cannot be .*no_name"),
+        ({"methods": [":x"]}, "methods is ':x', which cannot be imported"),
         ({"optimizers": ["lion"]}, "optimizers has 'lion'.*sgd"),
         ({"schedules": ["linear"]}, "schedules has 'linear'.*expected constant, cosine"),
         ({"augmentations": ["jitter"]}, "augmentations has 'jitter'.*crop_and_flip"),
