@@ -45,8 +45,8 @@ def simulated_curve(strategy: Strategy, *, epochs: int) -> list[FineTuningMetric
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-# Of LoRA the factors are drawn in another order.
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
+# Low-rank changes are drawn by other names, and rounded elsewhere.
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
 def test_what_sophon_simulates_is_an_ordinary_training_loop(method: str, optimizer: str) -> None:
     values = {"method": method, "optimizer": optimizer, "finetune_lr": 0.01}
     values = {**values, "batch_size": 16, "weight_decay": 0.01}
