@@ -159,9 +159,12 @@ def _plain(error: Exception, chosen: str | None) -> str:
         re.IGNORECASE,
     )
     if unknown is None:
-        return text
+        if chosen is None or "arguments are required" not in text:
+            return text
+        return f"{text} (example: {COMMANDS[chosen].example})"
     (word,) = filter(None, unknown.groups())
     names = {name for path, _ in _fields(chosen) for name in (path, path.rpartition(".")[2])}
+    names |= {"config", "print_config"}
     hint = nearest(word, sorted(names)) or " (--help lists them)"
     return f"{text}; expected a field of the recipe{hint}"
 

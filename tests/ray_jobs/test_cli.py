@@ -69,6 +69,7 @@ def refuse(
     ("options", "message"),
     [
         (["--sophon.round", "5"], r"sophon\.round.*did you mean sophon\.rounds"),
+        (["--confg", "other.yaml"], r"did you mean config\?"),
         (["--sophon.rounds", "many"], r"sophon\.rounds.*many"),
         (["--sophon.rounds", "0"], "rounds is 0; expected at least 1"),
         (["--sophon.max_original_drop", "2"], r"max_original_drop is 2.*did you mean 0\.02"),
@@ -147,6 +148,8 @@ def test_unknown_and_missing_command(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().err
     assert "'protect' is no command; expected one of pretrain, " in shown
     assert "did you mean protect-data or protect-model?" in shown
+    assert main(["protect-model"]) == 2
+    assert "(example: ringfence protect-model --config recipes/" in capsys.readouterr().err
     assert main(["pretrain", "--config", "no-such.yaml"]) == 2
     assert "no-such.yaml" in capsys.readouterr().err
 
