@@ -20,14 +20,13 @@ from protection.released import ReleasedModel
 from protection.seeds import seeded
 from protection.tasks import CLASSIFICATION, Task
 from ray_jobs.errors import UsageError
-from ray_jobs.pipeline_files import write_pipeline
+from ray_jobs.pipeline_files import WEIGHTS_PART, write_pipeline
 from storage.checkpoints import read_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
 from storage.manifest import Manifest, Part
 
 MODEL_KIND: Final = "model"
-WEIGHTS_PART: Final = "model.safetensors"
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
