@@ -22,9 +22,10 @@ from protection.models import ModelConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
 from protection.training import TrainingConfig
-from ray_jobs import audit_model, card, copy_commit, pretrain, protect_model
+from ray_jobs import audit_model, card, copy_commit, pretrain, protect_model, quick_audit
 from ray_jobs.audit_model import AuditModel
 from ray_jobs.card import Card
+from ray_jobs.cluster import ClusterConfig
 from ray_jobs.copy_commit import Copy
 from ray_jobs.denoiser_cells import DenoisingAudit
 from ray_jobs.errors import UsageError
@@ -32,7 +33,9 @@ from ray_jobs.model_files import describe, model_from
 from ray_jobs.pipeline_files import INDEX, write_pipeline
 from ray_jobs.pretrain import Pretrain
 from ray_jobs.protect_model import ProtectModel
+from ray_jobs.quick_audit import Attacked, QuickAudit, fine_tune_quickly, transfer_gains
 from ray_jobs.reports.stored import PAGE_PART, read_report
+from ray_jobs.runs import find_run
 from storage.commit import read_manifest, read_part
 from tests.conftest import random_images, tiny_denoiser
 from tests.protection.audit.attacking import attack
@@ -299,6 +302,22 @@ def test_a_preset_is_what_a_denoiser_can_undergo_and_a_listed_attack_must_be(
 def test_an_audit_that_draws_nothing_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenoisingAudit(**change)
+
+
+def test_a_sweep_judges_a_denoiser_by_what_it_can_undergo(protected: Path) -> None:
+    restricted = dataclasses.replace(RESTRICTED, **FEW)
+    attacked = Attacked(str(protected), describe(str(protected)), (restricted,), 1, is_gpu=False)
+    chosen = list(quick_audit._cells(attacked, QuickAudit()))
+    assert [cell.attack.method for cell in chosen] == ["all_layers", "all_layers"]
+    (given,), (scratch,) = (
+        fine_tune_quickly(attacked, cell)
+        for cell in (chosen[0], chosen[0]._replace(scratch="word"))
+    )
+    assert given["accuracy"] != scratch["accuracy"]
+    none = QuickAudit(adversary=[AttackFamily(methods=["redrawn_head"])])
+    run = find_run(audit_job(protected, protected.parent / "swept"), verb="audit-model")
+    with pytest.raises(ValueError, match="has 1 attacks, and a model for denoising can undergo no"):
+        transfer_gains(attacked, none, cluster=ClusterConfig(), own=run, shared=run)
 
 
 @pytest.mark.parametrize("preparation", ["none", "heal_original", "prune", "int8"])
