@@ -49,6 +49,6 @@ def write_files(page: Path, folder: Path) -> None:
 def commands(page: Path) -> Iterator[str]:
     """Every line that a reader would type."""
     for block in blocks(page, ""):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             if line.strip() and not line.lstrip().startswith("#"):
                 yield line

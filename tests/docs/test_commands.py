@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonargparse import ArgumentError
+from ray.scripts.scripts import cli as ray_cli
 
 from ray_jobs.cli import parse
 from ray_jobs.commands import COMMANDS
@@ -50,6 +51,10 @@ def check(command: str) -> None:
     elif words[0] == "python":
         assert words[1] == "-m", command
         assert importlib.util.find_spec(words[2]) is not None, command
+    elif words[0] == "ray":
+        assert words[1] in ray_cli.commands, command
+        if "--" in words:  # of a job, what it runs
+            check(shlex.join(words[words.index("--") + 1 :]))
     else:
         assert words[0] in OTHERS, command
 

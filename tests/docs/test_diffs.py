@@ -67,21 +67,23 @@ def test_there_is_a_diff_for_each_kind_of_thing() -> None:
 
 
 def test_the_loss_is_zero_where_another_class_leads_by_one(changed: Path) -> None:
-    losses = load(changed / "protection" / "sophon" / "losses.py").SUPPRESSION_LOSSES
+    losses = load(changed / "protection" / "sophon" / "losses.py").SUPPRESSION_LOSSES[
+        "classification"
+    ]
     logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 5.0, 1.0]])
     loss = losses["true_class_margin"](logits, torch.tensor([0, 0]))
     assert loss.item() == (1 + 2 - 1 + 0) / 2
 
 
-def test_the_method_trains_the_head_and_normalisations(changed: Path) -> None:
+def test_the_method_trains_the_head_and_the_first_stage(changed: Path) -> None:
     module = load(changed / "protection" / "audit" / "methods.py")
     model = network()
-    (group,) = module.AUDIT_METHODS["norms_and_head"](Setup(model, attack(), NO_MEANS, 0))
+    (group,) = module.AUDIT_METHODS["first_stage"](Setup(model, attack(), NO_MEANS, 0))
     trained = {id(parameter) for parameter in group.parameters}
     names = {name for name, p in model.network.named_parameters() if id(p) in trained}
-    assert {"fc.weight", "bn1.weight"} <= names
-    assert "conv1.weight" not in names
-    assert "norms_and_head" in (changed / "protection/audit/threat_models.py").read_text()
+    assert {"fc.weight", "conv1.weight"} <= names
+    assert not any(name.startswith("layer4") for name in names)
+    assert "first_stage" in (changed / "protection/audit/threat_models.py").read_text()
 
 
 def test_the_countermeasure_spreads_values_over_all_levels(changed: Path) -> None:
