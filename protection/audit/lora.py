@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from protection.audit.layers import weight_matrices
+from protection.layers import weight_matrices
 
 
 class LowRankChange(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from protection.audit.attacks import Setup
-from protection.audit.layers import stages
+from protection.layers import stages
 from protection.audit.lora import add_adapters
 from protection.models import redrawn_head, replace_head
 from protection.seeds import generator

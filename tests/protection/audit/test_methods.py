@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from protection.audit.attacks import NO_MEANS, Setup
 from protection.audit.fine_tuning import fine_tune
-from protection.audit.layers import stages
+from protection.layers import stages
 from protection.audit.lora import LowRankChange, add_adapters, merge_adapters
 from protection.audit.methods import AUDIT_METHODS, begin
 from protection.models import Classifier

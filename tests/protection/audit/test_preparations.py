@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from protection.audit.attacks import NO_MEANS, Means, Setup
-from protection.audit.layers import weight_matrices
+from protection.layers import weight_matrices
 from protection.audit.preparations import PREPARATIONS
 from protection.batches import TensorImages
 from protection.evaluation import accuracy

@@ -1,4 +1,4 @@
-"""The layers of a network, whatever library it comes from: its stages, and its weight matrices."""
+"""The layers of a network, whatever library it comes from: stages, blocks, weight matrices."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -10,6 +10,7 @@ from protection.models import Classifier
 # A container that holds nearly everything (`features`, `stages`, `blocks`) is no stage: it is
 # opened until there are so many, which ResNets, transformers and plain stacks of layers all have.
 _FEWEST_STAGES: Final = 4
+_LISTS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def stages(model: Classifier) -> list[list[str]]:
@@ -35,6 +36,23 @@ def stages(model: Classifier) -> list[list[str]]:
     if not by_stage:
         return [homeless] if homeless else []
     return [homeless + by_stage[0], *by_stage[1:]]
+
+
+def blocks(model: Classifier) -> list[nn.Module]:
+    """What the network repeats: a transformer's blocks, a ResNet's, layers of a DenseNet.
+
+    A block is an element of a list of modules that has two weight matrices or more, no block within
+    it, and not the head. A network that is written out without lists, such as GoogLeNet, has none.
+    """
+    elements = [
+        child
+        for module in model.network.modules()
+        if isinstance(module, _LISTS)
+        for child in module.children()
+        if not isinstance(child, _LISTS) and len(list(weight_matrices(child))) > 1
+    ]
+    others = {model.head, *elements}
+    return [one for one in elements if not (set(one.modules()) - {one}).intersection(others)]
 
 
 def weight_matrices(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:

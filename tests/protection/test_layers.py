@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from protection.audit.layers import stages, weight_matrices
+from protection.layers import blocks, stages, weight_matrices
 from protection.models import Classifier, ModelConfig, build_model
 from tests.conftest import tiny_classifier
 
@@ -69,6 +69,25 @@ def test_a_network_without_stages_is_one_and_a_bare_head_none() -> None:
     assert {name.partition(".")[0] for name in only} == {"conv", "norm"}
     bare = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     assert stages(Classifier(bare, num_classes=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "number"),
+    [
+        ("timm/vit_tiny_patch16_224", "Block", 12),
+        ("timm/resnet50", "Bottleneck", 16),
+        ("timm/caformer_s18", "MetaFormerBlock", 18),
+        ("timm/convnext_tiny", "ConvNeXtBlock", 18),
+        ("timm/swin_tiny_patch4_window7_224", "SwinTransformerBlock", 12),
+        ("timm/densenet121", "DenseLayer", 58),
+        ("timm/vgg11", "", 0),
+        ("torchvision/vit_b_16", "EncoderBlock", 12),
+    ],
+)
+def test_blocks_are_what_a_network_repeats(architecture: str, kind: str, number: int) -> None:
+    found = blocks(structure(architecture))
+    assert [type(block).__name__ for block in found] == [kind] * number
+    assert len(set(found)) == number
 
 
 def test_weight_matrices_are_those_of_layers_and_attention() -> None:
