@@ -66,10 +66,6 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def shard(self, index: int, *, num_shards: int) -> "Batch":
-        """Return every ``num_shards``-th example from ``index``: the unit one worker computes."""
-        return Batch(self.images[index::num_shards], self.labels[index::num_shards])
-
 
 def read_batch(images: Images, indices: Tensor, *, device: torch.device) -> Batch:
     """Batch of the images at ``indices``; pixels become floats on the device, not before."""

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from protection.architectures import build_network, find_head, shrink_stem
+from protection.batches import Batch
+from protection.released import ReleasedModel
+from protection.tasks import CLASSIFICATION, Examples
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -57,9 +60,10 @@ class ModelConfig:
             raise ValueError(f"pixel_std is {self.pixel_std}; expected positive numbers")
 
 
-class Classifier(nn.Module):
+class Classifier(ReleasedModel):
     """A network with pixel normalisation in front and a linear head that can be redrawn."""
 
+    task = CLASSIFICATION
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -84,6 +88,11 @@ class Classifier(nn.Module):
         """``(B, K)`` logits of ``images``, ``(B, C, H, W)`` in [0, 1]."""
         return cast(Tensor, self.network((images - self.pixel_mean) / self.pixel_std))
 
+    def examples(self, batch: Batch, *key: int | str) -> Examples:
+        """Return images and labels as they are; nothing is drawn."""
+        del key
+        return Examples((batch.images,), batch.labels)
+
     def features(self, images: Tensor) -> Tensor:
         """``(B, D)`` penultimate features: what the head receives."""
         caught: list[Tensor] = []
@@ -103,11 +112,6 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of outputs."""
         return self.head.out_features
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
 
 
 def replace_head(model: Classifier, head: nn.Linear) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Give back parameters, buffers, gradients and modes of ``model`` as they were.
+    """Give back modules, parameters, buffers, gradients and modes of ``model`` as they were.
 
     Also when the body raises. Values are copied back into the same tensors, so optimizers that hold
     them stay valid. BatchNorm's statistics and its counter are buffers and come back with the rest.
@@ -21,11 +21,14 @@ def preserved(model: nn.Module) -> Iterator[None]:
     grads = [parameter.grad for parameter in parameters]
     requires_grad = [parameter.requires_grad for parameter in parameters]
     modes = [(module, module.training) for module in model.modules()]
+    children = [(module, *child) for module in model.modules() for child in module.named_children()]
     for parameter in parameters:  # a body that accumulates must not add into the caller's gradients
         parameter.grad = None
     try:
         yield
     finally:
+        for parent, name, child in children:
+            setattr(parent, name, child)  # a body may have put another in its place
         with torch.no_grad():
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)

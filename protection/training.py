@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from protection.batches import Batch, EpochStream, Images, read_batch
 from protection.evaluation import accuracy
 from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.schedules import cosine, lr_factor
 from protection.seeds import derive_seed, generator, seeded
+from protection.tasks import training_loss
 from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
 
 Augmentation = Callable[[Classifier, Batch, int], Batch]
@@ -29,7 +31,7 @@ class NonFiniteError(ArithmeticError):
 
 
 def train_step(
-    model: nn.Module,
+    model: ReleasedModel,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     *,
@@ -38,33 +40,36 @@ def train_step(
     workers: Workers = ALONE,
     label_smoothing: float = 0.0,
 ) -> float:
-    """One optimizer step on the mean cross-entropy of ``batch``, in train mode; returns that loss.
+    """One optimizer step on the mean loss of ``batch``, in train mode; returns that loss.
 
     Args:
         model: trained in place; its buffers (BatchNorm) become the mean over shards.
         optimizer: holds ``model``'s parameters.
         batch: the whole batch, the same on every worker.
         num_shards: parts of the batch that are computed, and batch-normalised, one by one.
-        seed: of dropout and the like, for this step.
+        seed: of the examples that are drawn, of dropout and the like, for this step.
         workers: who shares the shards; every one ends with the same model.
         label_smoothing: of the cross-entropy, in [0, 1).
 
     Raises:
+        ValueError: labels are to be smoothed, and the model's task has none.
         NonFiniteError: the loss is NaN or infinite; nothing was updated.
     """
     model.train()
+    examples = model.examples(batch, seed, "examples")
+    loss_of = training_loss(model.task, label_smoothing=label_smoothing)
     parameters, buffers = list(model.parameters()), list(model.buffers())
     start_buffers = [buffer.clone() for buffer in buffers]
     sums = zeros_float64([*parameters, *buffers])
-    loss_sum = torch.zeros((), dtype=torch.float64, device=batch.labels.device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=batch.images.device)
     for shard_index in workers.share(num_shards):
-        shard = batch.shard(shard_index, num_shards=num_shards)
+        shard = examples.shard(shard_index, num_shards=num_shards)
         # Shards differ in size by one where the batch does not divide: weigh them by their images.
-        weight = num_shards * len(shard.labels) / len(batch.labels)
+        weight = num_shards * len(shard.targets) / len(examples.targets)
         _assign(buffers, start_buffers)
-        with seeded(seed, "shard", shard_index, device=batch.labels.device):
-            logits = model(shard.images)
-        loss = weight * F.cross_entropy(logits, shard.labels, label_smoothing=label_smoothing)
+        with seeded(seed, "shard", shard_index, device=batch.images.device):
+            outputs = model(*shard.inputs)
+        loss = weight * loss_of(outputs, shard.targets)
         grads = torch.autograd.grad(loss, parameters)
         for total, value in zip(sums, (*grads, *buffers), strict=True):
             total += value

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from protection.evaluation import accuracy
 from protection.models import Classifier, ModelConfig
-from protection.sophon.algorithm import Domains, check_domains, protect, start
+from protection.sophon.algorithm import protect, start
 from protection.sophon.config import SophonConfig
+from protection.sophon.domains import Domains, check_domains
+from protection.tasks import CLASSIFICATION
 from protection.workers import Workers
 from ray_jobs import domains
 from ray_jobs.cluster import ClusterConfig
@@ -185,6 +187,9 @@ def _open(job: ProtectModel) -> _Opened:
     ]
     opened = _Opened(description, original, restricted)
     check_domains(
-        opened.training_images(), model_classes=description.num_classes, config=job.sophon
+        opened.training_images(),
+        task=CLASSIFICATION,
+        model_classes=description.num_classes,
+        config=job.sophon,
     )
     return opened

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from protection.audit.attacks import Setup
-from protection.layers import stages
 from protection.audit.lora import add_adapters
+from protection.layers import stages
 from protection.models import redrawn_head, replace_head
 from protection.seeds import generator
 from protection.sophon.adversary import METHODS, redraws_head

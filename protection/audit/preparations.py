@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from protection.audit.attacks import IMAGES_FOR, Setup
 from protection.audit.epochs import Epochs, descend
-from protection.layers import weight_matrices
 from protection.batches import Batch, Images
+from protection.layers import weight_matrices
 from protection.models import redrawn_head, replace_head
 from protection.seeds import generator, seeded
 

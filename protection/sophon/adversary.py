@@ -7,12 +7,13 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
 from protection.models import Classifier, redrawn_head, replace_head
+from protection.released import ReleasedModel
 
 OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": torch.optim.SGD,
@@ -32,6 +33,11 @@ class Method:
 
     trains_all_layers: bool
     redraws_head: bool
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether it is a method for models that have a head."""
+        return self.redraws_head or not self.trains_all_layers
 
 
 METHODS: Final[dict[str, Method]] = {
@@ -159,17 +165,20 @@ def draw(families: list[StrategyFamily], *, rng: torch.Generator) -> Strategy:
 
 
 def begin_fine_tuning(
-    model: Classifier, strategy: Strategy, *, num_classes: int, rng: torch.Generator
+    model: ReleasedModel, strategy: Strategy, *, num_classes: int, rng: torch.Generator
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
     """Redraw the head if the strategy does; return what it trains, and the optimizer for it.
 
     The model is in train mode afterwards. Frozen layers keep ``requires_grad``: SOPHON's query
     gradient needs them.
     """
-    method = METHODS[strategy.method]
-    if method.redraws_head:
-        replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
-    module: nn.Module = model if method.trains_all_layers else model.head
+    method, module = METHODS[strategy.method], cast(nn.Module, model)
+    if method.needs_head:
+        assert isinstance(model, Classifier)  # other models are refused where methods are declared
+        if method.redraws_head:
+            replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
+        if not method.trains_all_layers:
+            module = model.head
     trained = list(module.parameters())
     optimizer = OPTIMIZERS[strategy.optimizer](
         trained, lr=strategy.finetune_lr, weight_decay=strategy.weight_decay

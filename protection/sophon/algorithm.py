@@ -6,7 +6,7 @@ As the paper prints it, for each round::
         theta_phi = fine-tune theta on restricted data
         accumulate the gradient of L_suppression(theta_phi)
     theta <- theta - alpha * Adam(mean gradient)            # suppression.py
-    theta <- theta - beta * Adam(grad L_CE(theta; original))  # reinforcement.py, a few times
+    theta <- theta - beta * Adam(grad L_task(theta; original))  # reinforcement.py, a few times
 
 What the paper does not have: a round after which the original accuracy is too low, or whose
 simulated adversary diverged, is rolled back and only reinforces. The run goes on.
@@ -23,9 +23,11 @@ import torch
 from protection.batches import Images
 from protection.evaluation import accuracy
 from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.seeds import derive_seed, generator
-from protection.sophon.adversary import check_fits, draw
+from protection.sophon.adversary import draw
 from protection.sophon.config import SophonConfig
+from protection.sophon.domains import Domains, check_domains
 from protection.sophon.episode import Episode
 from protection.sophon.losses import SUPPRESSION_LOSSES
 from protection.sophon.reinforcement import reinforce
@@ -34,22 +36,14 @@ from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers
 
 
-class Domains(NamedTuple):
-    """The images a protection sees; no test image is among them."""
-
-    original: Images
-    original_validation: Images
-    restricted: Sequence[Images]
-
-
 class RoundMetrics(NamedTuple):
-    """What one round showed; accuracies are shares in [0, 1]."""
+    """What one round showed; what accuracy is, the model's task defines."""
 
     round_index: int
     original_accuracy: float
     """On original validation images, at the end of the round."""
     original_drop: float
-    """Loss of that accuracy since before the first round."""
+    """Loss of that accuracy since before the first round, as the task counts it."""
     query_loss: float
     finetuned_accuracy: float
     """On restricted query images at the end of the round's episodes."""
@@ -63,7 +57,7 @@ class RoundMetrics(NamedTuple):
 class SophonState:
     """All that a run needs to go on: between rounds, nothing else is remembered."""
 
-    model: Classifier
+    model: ReleasedModel
     suppression_optimizer: torch.optim.Adam
     reinforcement_optimizer: torch.optim.Adam
     start_accuracy: float | None = None
@@ -90,37 +84,13 @@ class SophonState:
             setattr(self, name, state[name])
 
 
-def start(model: Classifier, config: SophonConfig) -> SophonState:
+def start(model: ReleasedModel, config: SophonConfig) -> SophonState:
     """State before the first round; suppression and reinforcement have an Adam each."""
     return SophonState(
         model,
         torch.optim.Adam(model.parameters(), lr=config.suppression_lr),
         torch.optim.Adam(model.parameters(), lr=config.reinforcement_lr),
     )
-
-
-def check_domains(domains: Domains, *, model_classes: int, config: SophonConfig) -> None:
-    """Raise ValueError where the configuration cannot be run on these images."""
-    if domains.original.num_classes != model_classes:
-        raise ValueError(
-            f"the model has {model_classes} classes, but the original domain has "
-            f"{domains.original.num_classes}; expected the domain it was trained on"
-        )
-    if not domains.restricted:
-        raise ValueError("restricted is empty; expected at least one restricted domain")
-    largest = max(size for family in config.adversary for size in family.batch_sizes)
-    for restricted in domains.restricted:
-        check_fits(
-            [method for family in config.adversary for method in family.methods],
-            model_classes=model_classes,
-            domain_classes=restricted.num_classes,
-        )
-        if largest + config.query_size > len(restricted):
-            raise ValueError(
-                f"a step draws {largest} support and {config.query_size} query images, but a "
-                f"restricted domain has {len(restricted)}; expected a smaller batch size or more "
-                "images"
-            )
 
 
 def protect(
@@ -141,8 +111,9 @@ def protect(
 
     Source: SOPHON, algorithm 1.
     """
-    model = state.model
-    check_domains(domains, model_classes=model.num_classes, config=config)
+    model, task = state.model, state.model.task
+    model_classes = model.num_classes if isinstance(model, Classifier) else None
+    check_domains(domains, task=task, model_classes=model_classes, config=config)
 
     def original_accuracy() -> float:
         return accuracy(
@@ -160,7 +131,8 @@ def protect(
         suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
         current, failure = original_accuracy(), suppression.failure
-        if failure is None and state.start_accuracy - current > config.max_original_drop:
+        drop = task.drop(state.start_accuracy, current)
+        if failure is None and drop > config.max_original_drop:
             failure = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
             state.load_state_dict(before)
             reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
@@ -176,7 +148,7 @@ def protect(
         yield RoundMetrics(
             round_index=round_index,
             original_accuracy=current,
-            original_drop=state.start_accuracy - current,
+            original_drop=task.drop(state.start_accuracy, current),
             query_loss=suppression.query_loss,
             finetuned_accuracy=suppression.finetuned_accuracy,
             reinforcement_loss=reinforcement_loss,
@@ -212,7 +184,7 @@ def _suppress(
         mean = suppression_gradient(
             state.model,
             draw_episodes(round_index, domains.restricted, config=config),
-            suppression_loss=SUPPRESSION_LOSSES[config.suppression_loss],
+            suppression_loss=SUPPRESSION_LOSSES[state.model.task.name][config.suppression_loss],
             workers=workers,
         )
         norm = suppress(

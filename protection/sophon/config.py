@@ -47,10 +47,11 @@ class SophonConfig:
 
     def __post_init__(self) -> None:
         """Reject values that no run can use."""
-        if self.suppression_loss not in SUPPRESSION_LOSSES:
+        known = [name for losses in SUPPRESSION_LOSSES.values() for name in losses]
+        if self.suppression_loss not in known:
             raise ValueError(
                 f"suppression_loss is {self.suppression_loss!r}, which names no loss; expected one "
-                f"of {', '.join(SUPPRESSION_LOSSES)}"
+                f"of {', '.join(known)}"
             )
         for name in (
             "rounds",

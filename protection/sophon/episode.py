@@ -1,14 +1,13 @@
 """One simulated fine-tuning, in place, and the gradient it sends back to the weights it began from.
 
 SOPHON, equation of fine-tuning suppression, with ``theta_k = theta_{k-1} - finetune_lr * grad
-L_CE(theta_{k-1}; support_k)``::
+L_task(theta_{k-1}; support_k)``, where ``L_task`` is the cross-entropy of a classifier::
 
     L_FTS(theta) = 1/K * sum_{k=1..K} L_suppression(theta_k; query_k)
 
 First order: ``d theta_k / d theta`` is the identity, so the gradient of the k-th term is that of
-the suppression loss at the
-adapted weights, and can be taken and added up as soon as step k is done. Nothing of step k
-outlives it.
+the suppression loss at the adapted weights, and can be taken and added up as soon as step k is
+done. Nothing of step k outlives it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,14 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from protection.batches import Batch, Images, read_batch
-from protection.models import Classifier, replace_head
 from protection.preservation import preserved
+from protection.released import ReleasedModel, batch_loss
 from protection.seeds import generator, seeded
 from protection.sophon.adversary import Strategy, begin_fine_tuning
-from protection.sophon.losses import SuppressionLoss
+from protection.tasks import Loss
 
 
 class Episode(NamedTuple):
@@ -42,14 +40,14 @@ class EpisodeOutcome(NamedTuple):
     query_losses: Tensor
     """``(K,)`` suppression loss after each fine-tuning step."""
     finetuned_accuracy: Tensor
-    """Accuracy on the last query batch, in [0, 1]."""
+    """Accuracy on the last query batch, as the model's task defines it."""
 
 
 def simulate(
-    model: Classifier,
+    model: ReleasedModel,
     episode: Episode,
     *,
-    suppression_loss: SuppressionLoss,
+    suppression_loss: Loss,
     gradient: Sequence[Tensor],
 ) -> EpisodeOutcome:
     """Fine-tune ``model`` and add the gradient of the mean query loss to ``gradient``.
@@ -61,7 +59,7 @@ def simulate(
     Args:
         model: fine-tuned in place and restored.
         episode: data, strategy and seed.
-        suppression_loss: of ``(B, K)`` query logits and ``(B,)`` labels.
+        suppression_loss: of what the model answers to query examples, and their targets.
         gradient: accumulators, one for each of ``model.parameters()``, in that order; float64 keeps
             the sum independent of the order of episodes. A redrawn head is the adversary's: nothing
             is added for the head it replaces.
@@ -69,10 +67,10 @@ def simulate(
     Source: SOPHON, fine-tuning suppression, first-order approximation.
     Differs: the released code keeps the graphs of all K query losses and back-propagates once.
     """
-    device, head = model.device, model.head
+    device = model.device
     accumulators = dict(zip(model.parameters(), gradient, strict=True))
     losses = []
-    hits = torch.zeros(0, device=device)
+    right = torch.zeros(0, device=device)
     with preserved(model), seeded(episode.seed, "episode", device=device):
         trained, optimizer = begin_fine_tuning(
             model,
@@ -81,21 +79,19 @@ def simulate(
             rng=generator(episode.seed, "head"),
         )
         queried = [parameter for parameter in model.parameters() if parameter in accumulators]
-        try:
-            for support, query in draw_batches(episode, device=device):
-                support_loss = F.cross_entropy(model(support.images), support.labels)
-                _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
+        for step, (support, query) in enumerate(draw_batches(episode, device=device)):
+            support_loss = batch_loss(model, support, episode.seed, "support", step)
+            _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
 
-                logits = model(query.images)
-                query_loss = suppression_loss(logits, query.labels)
-                query_grads = torch.autograd.grad(query_loss, queried)
-                for parameter, grad in zip(queried, query_grads, strict=True):
-                    accumulators[parameter].add_(grad, alpha=1 / episode.length)
-                losses.append(query_loss.detach())
-                hits = logits.detach().argmax(dim=-1) == query.labels
-        finally:
-            replace_head(model, head)
-    return EpisodeOutcome(torch.stack(losses), hits.float().mean())
+            inputs, targets = model.examples(query, episode.seed, "query", step)
+            outputs = model(*inputs)
+            query_loss = suppression_loss(outputs, targets)
+            query_grads = torch.autograd.grad(query_loss, queried)
+            for parameter, grad in zip(queried, query_grads, strict=True):
+                accumulators[parameter].add_(grad, alpha=1 / episode.length)
+            losses.append(query_loss.detach())
+            right = model.task.rightness(outputs.detach(), targets)
+    return EpisodeOutcome(torch.stack(losses), right.float().mean())
 
 
 def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:

@@ -4,14 +4,13 @@ Shapes: ``B`` query images, ``K`` classes.
 """
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SuppressionLoss = Callable[[Tensor, Tensor], Tensor]
+from protection.tasks import CLASSIFICATION, Loss
 
 
 def inverse_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -56,8 +55,11 @@ def kl_to_uniform(logits: Tensor, labels: Tensor) -> Tensor:
     return -math.log(logits.shape[-1]) - logits.log_softmax(dim=-1).mean()
 
 
-SUPPRESSION_LOSSES: Final[dict[str, SuppressionLoss]] = {
-    "inverse_cross_entropy": inverse_cross_entropy,
-    "negated_logit_cross_entropy": negated_logit_cross_entropy,
-    "kl_to_uniform": kl_to_uniform,
+SUPPRESSION_LOSSES: Final[dict[str, dict[str, Loss]]] = {
+    CLASSIFICATION.name: {
+        "inverse_cross_entropy": inverse_cross_entropy,
+        "negated_logit_cross_entropy": negated_logit_cross_entropy,
+        "kl_to_uniform": kl_to_uniform,
+    },
 }
+"""By the name of the task that they suppress."""

@@ -3,7 +3,7 @@
 import torch
 
 from protection.batches import EpochStream, Images, read_batch
-from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.seeds import derive_seed
 from protection.sophon.config import SophonConfig
 from protection.training import train_step
@@ -11,7 +11,7 @@ from protection.workers import ALONE, Workers
 
 
 def reinforce(
-    model: Classifier,
+    model: ReleasedModel,
     optimizer: torch.optim.Optimizer,
     original: Images,
     *,

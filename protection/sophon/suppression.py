@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from protection.models import Classifier
+from protection.released import ReleasedModel
 from protection.sophon.episode import Episode, simulate
-from protection.sophon.losses import SuppressionLoss
+from protection.tasks import Loss
 from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
 
@@ -32,14 +32,14 @@ class SuppressionGradient(NamedTuple):
     query_loss: float
     """Mean suppression loss over episodes and steps."""
     finetuned_accuracy: float
-    """Mean accuracy on the last query batches, in [0, 1]."""
+    """Mean accuracy on the last query batches."""
 
 
 def suppression_gradient(
-    model: Classifier,
+    model: ReleasedModel,
     episodes: Sequence[Episode],
     *,
-    suppression_loss: SuppressionLoss,
+    suppression_loss: Loss,
     workers: Workers = ALONE,
 ) -> SuppressionGradient:
     """Gradient of the mean query loss of ``episodes``, each of which one worker simulates.

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protection.batches import Batch, EpochStream, TensorImages, read_batch
+from protection.batches import EpochStream, TensorImages, read_batch
+from protection.tasks import Examples
 from tests.conftest import random_images
 
 
@@ -43,9 +44,11 @@ def test_batch_is_float_in_unit_range() -> None:
 
 
 def test_shards_partition_a_batch() -> None:
-    batch = Batch(torch.arange(7.0).view(7, 1, 1, 1), torch.arange(7))
-    parts = [batch.shard(i, num_shards=3).labels.tolist() for i in range(3)]
-    assert parts == [[0, 3, 6], [1, 4], [2, 5]]
+    inputs = torch.arange(7.0).view(7, 1, 1, 1), torch.arange(7) + 10
+    shards = [Examples(inputs, torch.arange(7)).shard(i, num_shards=3) for i in range(3)]
+    assert [shard.targets.tolist() for shard in shards] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert shards[1].inputs[0].flatten().tolist() == [1, 4]
+    assert shards[1].inputs[1].tolist() == [11, 14]
 
 
 def test_bad_image_sets_are_refused() -> None:

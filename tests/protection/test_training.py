@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from protection.batches import Batch, TensorImages
 from protection.evaluation import accuracy
 from protection.models import Classifier
+from protection.tasks import Examples
 from protection.training import (
     NonFiniteError,
     TrainingConfig,
@@ -48,8 +49,8 @@ def test_shards_average_gradients_by_image_and_statistics_by_shard() -> None:
     gradients, buffers = [], []
     for index in range(2):
         replica = copy.deepcopy(start).train()
-        shard = batch.shard(index, num_shards=2)
-        F.cross_entropy(replica(shard.images), shard.labels, reduction="sum").backward()
+        shard = Examples((batch.images,), batch.labels).shard(index, num_shards=2)
+        F.cross_entropy(replica(*shard.inputs), shard.targets, reduction="sum").backward()
         gradients.append([p.grad / 11 for p in replica.parameters()])
         buffers.append(list(replica.network.norm.buffers()))
     for p, before, first, second in zip(
@@ -63,9 +64,9 @@ def test_shards_average_gradients_by_image_and_statistics_by_shard() -> None:
 def test_labels_that_are_probabilities_train_alike_in_shards() -> None:
     batch = a_batch()
     mixed = Batch(batch.images, torch.rand(12, 3).softmax(dim=1))
-    shard = mixed.shard(1, num_shards=3)
-    assert torch.equal(shard.images, mixed.images[1::3])
-    assert torch.equal(shard.labels, mixed.labels[1::3])
+    shard = Examples((mixed.images,), mixed.labels).shard(1, num_shards=3)
+    assert torch.equal(shard.inputs[0], mixed.images[1::3])
+    assert torch.equal(shard.targets, mixed.labels[1::3])
 
     by_class, by_share = tiny_classifier(), tiny_classifier()
     shares = Batch(batch.images, F.one_hot(batch.labels, 3).float())

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from protection.audit.attacks import NO_MEANS, Means, Setup
-from protection.layers import weight_matrices
 from protection.audit.preparations import PREPARATIONS
 from protection.batches import TensorImages
 from protection.evaluation import accuracy
+from protection.layers import weight_matrices
 from protection.models import Classifier
 from tests.conftest import random_images, tiny_classifier
 from tests.protection.audit.attacking import attack, changed, copied, network

@@ -6,8 +6,9 @@ import torch
 
 from protection.batches import TensorImages
 from protection.sophon.adversary import StrategyFamily
-from protection.sophon.algorithm import Domains, SophonState, draw_episodes, protect, start
+from protection.sophon.algorithm import SophonState, draw_episodes, protect, start
 from protection.sophon.config import SophonConfig
+from protection.sophon.domains import Domains
 from protection.sophon.losses import inverse_cross_entropy
 from protection.sophon.suppression import suppress, suppression_gradient
 from protection.training import NonFiniteError, TrainingConfig, start_training, train
