@@ -6,6 +6,7 @@ from typing import Final
 from torch import nn
 
 from protection.models import Classifier
+from protection.released import ReleasedModel
 
 # A container that holds nearly everything (`features`, `stages`, `blocks`) is no stage: it is
 # opened until there are so many, which ResNets, transformers and plain stacks of layers all have.
@@ -38,7 +39,7 @@ def stages(model: Classifier) -> list[list[str]]:
     return [homeless + by_stage[0], *by_stage[1:]]
 
 
-def blocks(model: Classifier) -> list[nn.Module]:
+def blocks(model: ReleasedModel) -> list[nn.Module]:
     """What the network repeats: a transformer's blocks, a ResNet's, layers of a DenseNet.
 
     A block is an element of a list of modules that has two weight matrices or more, no block within
@@ -51,7 +52,7 @@ def blocks(model: Classifier) -> list[nn.Module]:
         for child in module.children()
         if not isinstance(child, _LISTS) and len(list(weight_matrices(child))) > 1
     ]
-    others = {model.head, *elements}
+    others = {*elements, *([model.head] if isinstance(model, Classifier) else [])}
     return [one for one in elements if not (set(one.modules()) - {one}).intersection(others)]
 
 

@@ -38,7 +38,7 @@ class Pass(NamedTuple):
 def trace_training(
     model: nn.Module, *, batch_size: int, image_size: int, trains: Callable[[str], bool]
 ) -> Pass:
-    """Forward and backward of cross-entropy, with the gradients of parameters whose name ``trains``.
+    """Forward and backward of cross-entropy, with gradients of parameters whose name ``trains``.
 
     Args:
         model: on any device, meta among them; not modified.
@@ -105,11 +105,11 @@ def _fake(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates neither
     """Logs each storage that an operation makes, and its end."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log: list[tuple[int, int]] = []
         self._numbers: dict[int, int] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}

@@ -6,18 +6,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from protection.parted import own
+
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module, *, in_host_memory: bool = False) -> Iterator[None]:
     """Give back modules, parameters, buffers, gradients and modes of ``model`` as they were.
 
     Also when the body raises. Values are copied back into the same tensors, so optimizers that hold
     them stay valid. BatchNorm's statistics and its counter are buffers and come back with the rest.
-    Costs one copy of the model's state.
+    Costs one copy of the model's state, which may be kept ``in_host_memory``.
     """
     parameters = list(model.parameters())
-    tensors: list[Tensor] = [*parameters, *model.buffers()]
-    values = [tensor.detach().clone() for tensor in tensors]
+    tensors: list[Tensor] = [own(t.detach()) for t in (*parameters, *model.buffers())]
+    values = [t.to("cpu", copy=True) if in_host_memory else t.clone() for t in tensors]
     grads = [parameter.grad for parameter in parameters]
     requires_grad = [parameter.requires_grad for parameter in parameters]
     modes = [(module, module.training) for module in model.modules()]
@@ -54,5 +56,6 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every module's own mode comes back afterwards."""
-    with in_eval_mode(model), torch.inference_mode():
+    # Not in inference mode: what FSDP puts together in it, it could not differentiate by later.
+    with in_eval_mode(model), torch.no_grad():
         yield

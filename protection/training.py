@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 from protection.batches import Batch, EpochStream, Images, read_batch
 from protection.evaluation import accuracy
+from protection.gradients import gradients
 from protection.models import Classifier
 from protection.released import ReleasedModel
+from protection.savings import ROOMY, MemoryConfig
 from protection.schedules import cosine, lr_factor
 from protection.seeds import derive_seed, generator, seeded
 from protection.tasks import training_loss
-from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
+from protection.workers import ALONE, Workers, mean_over_units, zeros
 
 Augmentation = Callable[[Classifier, Batch, int], Batch]
 """From the model as it is now, a training batch and a seed to the batch that is trained on."""
@@ -39,6 +41,7 @@ def train_step(
     seed: int = 0,
     workers: Workers = ALONE,
     label_smoothing: float = 0.0,
+    memory: MemoryConfig = ROOMY,
 ) -> float:
     """One optimizer step on the mean loss of ``batch``, in train mode; returns that loss.
 
@@ -46,10 +49,12 @@ def train_step(
         model: trained in place; its buffers (BatchNorm) become the mean over shards.
         optimizer: holds ``model``'s parameters.
         batch: the whole batch, the same on every worker.
-        num_shards: parts of the batch that are computed, and batch-normalised, one by one.
+        num_shards: parts of the batch that are computed, and batch-normalised, one by one; the
+            workers of a group compute as many at a time as they are.
         seed: of the examples that are drawn, of dropout and the like, for this step.
         workers: who shares the shards; every one ends with the same model.
         label_smoothing: of the cross-entropy, in [0, 1).
+        memory: what is saved, and how.
 
     Raises:
         ValueError: labels are to be smoothed, and the model's task has none.
@@ -60,27 +65,34 @@ def train_step(
     loss_of = training_loss(model.task, label_smoothing=label_smoothing)
     parameters, buffers = list(model.parameters()), list(model.buffers())
     start_buffers = [buffer.clone() for buffer in buffers]
-    sums = zeros_float64([*parameters, *buffers])
+    sums = zeros(parameters, dtype=memory.sum_dtype)
+    buffer_sums = zeros(buffers)
     loss_sum = torch.zeros((), dtype=torch.float64, device=batch.images.device)
-    for shard_index in workers.share(num_shards):
+    group = workers.group
+    for first in workers.share(num_shards // group.size):
+        shard_index = first * group.size + group.rank
         shard = examples.shard(shard_index, num_shards=num_shards)
         # Shards differ in size by one where the batch does not divide: weigh them by their images.
         weight = num_shards * len(shard.targets) / len(examples.targets)
         _assign(buffers, start_buffers)
         with seeded(seed, "shard", shard_index, device=batch.images.device):
             outputs = model(*shard.inputs)
+        # As this pass left them: activations that are computed again move them once more.
+        for total, buffer in zip(buffer_sums, buffers, strict=True):
+            total += buffer
         loss = weight * loss_of(outputs, shard.targets)
-        grads = torch.autograd.grad(loss, parameters)
-        for total, value in zip(sums, (*grads, *buffers), strict=True):
-            total += value
+        for total, grad in zip(sums, gradients(model, loss, parameters), strict=True):
+            total += grad
         loss_sum += loss.detach()
-    mean_over_units([*sums, loss_sum], num_units=num_shards, workers=workers)
+        del outputs, loss  # or they are held beside what the next pass computes
+    group.sum_in_place([*buffer_sums, loss_sum])
+    mean_over_units([*sums, *buffer_sums, loss_sum], num_units=num_shards, workers=workers)
     if not loss_sum.isfinite():
         _assign(buffers, start_buffers)
         raise NonFiniteError(f"training loss is {loss_sum.item()}")
-    _assign(buffers, sums[len(parameters) :])
-    for parameter, gradient in zip(parameters, sums, strict=False):
-        parameter.grad = gradient.to(parameter.dtype)
+    _assign(buffers, buffer_sums)
+    for parameter in parameters:  # sums are let go one by one
+        parameter.grad = sums.pop(0).to(parameter.dtype)
     optimizer.step()
     optimizer.zero_grad()
     return loss_sum.item()

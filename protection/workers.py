@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from protection.parted import own
+
 
 def _alone(tensors: Sequence[Tensor]) -> None:
     """Sum over one worker: nothing to add."""
@@ -20,12 +22,19 @@ class Workers(NamedTuple):
     """The workers that share a job, seen from one of them.
 
     ``sum_in_place`` adds each tensor over all workers, in place; every worker must call it with
-    the same shapes.
+    the same shapes. Where several workers compute a unit together, ``within`` is the group that
+    this one belongs to, and the others here are its peers in the other groups.
     """
 
     rank: int = 0
     size: int = 1
     sum_in_place: Callable[[Sequence[Tensor]], None] = _alone
+    within: "Workers | None" = None
+
+    @property
+    def group(self) -> "Workers":
+        """Who computes one unit together with this worker."""
+        return self.within or ALONE
 
     def share(self, num_units: int) -> Iterable[int]:
         """Return the units in ``[0, num_units)`` that this worker computes."""
@@ -35,13 +44,13 @@ class Workers(NamedTuple):
 ALONE = Workers()
 
 
-def zeros_float64(like: Iterable[Tensor]) -> list[Tensor]:
-    """Accumulators for ``like``: float64 zeros of the same shapes on the same devices."""
-    return [torch.zeros_like(tensor, dtype=torch.float64) for tensor in like]
+def zeros(like: Iterable[Tensor], *, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Accumulators for ``like``: zeros of the same shapes on the same devices."""
+    return [torch.zeros_like(tensor, dtype=dtype) for tensor in like]
 
 
 def mean_over_units(sums: Sequence[Tensor], *, num_units: int, workers: Workers) -> None:
     """Turn this worker's float64 ``sums`` into the mean over all units of all, in place."""
-    workers.sum_in_place(sums)
+    workers.sum_in_place([own(total) for total in sums])
     for total in sums:
         total /= num_units

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from protection.audit.attacks import NO_MEANS, Attack, Means, Setup
 from protection.audit.augmentation import AUGMENTATIONS
 from protection.audit.epochs import Epochs, descend
-from protection.audit.lora import merge_adapters
 from protection.audit.methods import Group, begin
 from protection.audit.preparations import PREPARATIONS
 from protection.batches import Images
 from protection.evaluation import accuracy
+from protection.lora import merge_adapters
 from protection.models import Classifier
 from protection.schedules import SCHEDULES, lr_factor
 from protection.seeds import derive_seed, generator, seeded

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from protection.audit.attacks import Setup
-from protection.audit.lora import add_adapters
 from protection.layers import stages
+from protection.lora import add_adapters
 from protection.models import redrawn_head, replace_head
 from protection.seeds import generator
 from protection.sophon.adversary import METHODS, redraws_head
+from protection.sophon.fine_tuning import trained_parameters
 
 
 class Group(NamedTuple):
@@ -40,8 +41,7 @@ def begin(setup: Setup, *, num_classes: int) -> list[Group]:
 
 
 def _simulated(setup: Setup) -> list[Group]:
-    is_whole = METHODS[setup.attack.method].trains_all_layers
-    return [Group(list((setup.model if is_whole else setup.model.head).parameters()))]
+    return [Group(trained_parameters(setup.model, METHODS[setup.attack.method]))]
 
 
 @torch.no_grad()
@@ -104,8 +104,8 @@ def _from_the_head(setup: Setup) -> list[list[nn.Parameter]]:
 
 AUDIT_METHODS: Final[dict[str, Callable[[Setup], list[Group]]]] = {
     **dict.fromkeys(METHODS, _simulated),
-    "redrawn_last_block": _redrawn_last_block,
     "lora": _lora,
+    "redrawn_last_block": _redrawn_last_block,
     "gradual_unfreezing": _gradual_unfreezing,
     "layer_wise_lr": _layer_wise_lr,
 }

@@ -7,13 +7,9 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
-from torch import nn
-
-from protection.models import Classifier, redrawn_head, replace_head
-from protection.released import ReleasedModel
 
 OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": torch.optim.SGD,
@@ -31,20 +27,25 @@ OPTIMIZERS: Final[dict[str, Callable[..., torch.optim.Optimizer]]] = {
 class Method:
     """Which layers fine-tuning trains and whether it begins with a new head."""
 
-    trains_all_layers: bool
+    trains: str
+    """`all`, or besides the head: `nothing`, `last_stage`, `norms_and_biases` or `adapters`, which
+    are low-rank changes of all weight matrices."""
     redraws_head: bool
 
     @property
     def needs_head(self) -> bool:
         """Whether it is a method for models that have a head."""
-        return self.redraws_head or not self.trains_all_layers
+        return self.redraws_head or self.trains != "all"
 
 
 METHODS: Final[dict[str, Method]] = {
-    "all_layers": Method(trains_all_layers=True, redraws_head=False),
-    "head_only": Method(trains_all_layers=False, redraws_head=False),
-    "redrawn_head": Method(trains_all_layers=True, redraws_head=True),
-    "redrawn_head_only": Method(trains_all_layers=False, redraws_head=True),
+    "all_layers": Method(trains="all", redraws_head=False),
+    "head_only": Method(trains="nothing", redraws_head=False),
+    "redrawn_head": Method(trains="all", redraws_head=True),
+    "redrawn_head_only": Method(trains="nothing", redraws_head=True),
+    "last_stage": Method(trains="last_stage", redraws_head=True),
+    "norms_and_biases": Method(trains="norms_and_biases", redraws_head=True),
+    "lora": Method(trains="adapters", redraws_head=True),
 }
 
 
@@ -76,7 +77,8 @@ class StrategyFamily:
     """All combinations of the listed values; an episode draws one, an audit tries every one."""
 
     methods: list[str] = field(default_factory=lambda: ["all_layers"])
-    """Among all_layers, head_only, redrawn_head (then all layers), redrawn_head_only."""
+    """Among all_layers, head_only, redrawn_head (then all layers), redrawn_head_only, and with a
+    new head as well: last_stage, norms_and_biases, lora (rank 8, alpha 16)."""
     optimizers: list[str] = field(default_factory=lambda: ["sgd"])
     """Among sgd, momentum, nesterov, adam, adamw, adagrad, adadelta, rmsprop."""
     finetune_lrs: list[float] = field(default_factory=lambda: [1e-4])
@@ -162,26 +164,3 @@ def draw(families: list[StrategyFamily], *, rng: torch.Generator) -> Strategy:
     """One strategy, every combination of every family equally likely."""
     strategies = [strategy for family in families for strategy in family.strategies()]
     return strategies[int(torch.randint(len(strategies), (1,), generator=rng))]
-
-
-def begin_fine_tuning(
-    model: ReleasedModel, strategy: Strategy, *, num_classes: int, rng: torch.Generator
-) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Redraw the head if the strategy does; return what it trains, and the optimizer for it.
-
-    The model is in train mode afterwards. Frozen layers keep ``requires_grad``: SOPHON's query
-    gradient needs them.
-    """
-    method, module = METHODS[strategy.method], cast(nn.Module, model)
-    if method.needs_head:
-        assert isinstance(model, Classifier)  # other models are refused where methods are declared
-        if method.redraws_head:
-            replace_head(model, redrawn_head(model, num_classes=num_classes, rng=rng))
-        if not method.trains_all_layers:
-            module = model.head
-    trained = list(module.parameters())
-    optimizer = OPTIMIZERS[strategy.optimizer](
-        trained, lr=strategy.finetune_lr, weight_decay=strategy.weight_decay
-    )
-    model.train()
-    return trained, optimizer

@@ -12,7 +12,6 @@ What the paper does not have: a round after which the original accuracy is too l
 simulated adversary diverged, is rolled back and only reinforces. The run goes on.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from protection.batches import Images
 from protection.evaluation import accuracy
 from protection.models import Classifier
+from protection.parted import load_network, load_optimizer, whole_state
 from protection.released import ReleasedModel
 from protection.seeds import derive_seed, generator
 from protection.sophon.adversary import draw
@@ -31,6 +31,7 @@ from protection.sophon.domains import Domains, check_domains
 from protection.sophon.episode import Episode
 from protection.sophon.losses import SUPPRESSION_LOSSES
 from protection.sophon.reinforcement import reinforce
+from protection.sophon.rollback import RoundStart
 from protection.sophon.suppression import Suppression, suppress, suppression_gradient
 from protection.training import NonFiniteError
 from protection.workers import ALONE, Workers
@@ -65,21 +66,28 @@ class SophonState:
     rollbacks_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, object]:
-        """Tensors and numbers, nested; shares memory with the live state."""
-        return {
-            "model": self.model.network.state_dict(),
-            "suppression_optimizer": self.suppression_optimizer.state_dict(),
-            "reinforcement_optimizer": self.reinforcement_optimizer.state_dict(),
-            "start_accuracy": self.start_accuracy,
-            "next_round": self.next_round,
-            "rollbacks_in_a_row": self.rollbacks_in_a_row,
-        }
+        """Tensors and numbers, nested; shares memory with the live state.
+
+        Of a model that is in parts over a group of workers, which must all call it, a copy in one
+        piece in the host's memory.
+        """
+        state: dict[str, object] = whole_state(
+            {
+                "model": self.model.network.state_dict(),
+                "suppression_optimizer": self.suppression_optimizer.state_dict(),
+                "reinforcement_optimizer": self.reinforcement_optimizer.state_dict(),
+                "start_accuracy": self.start_accuracy,
+                "next_round": self.next_round,
+                "rollbacks_in_a_row": self.rollbacks_in_a_row,
+            }
+        )
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned."""
-        self.model.network.load_state_dict(state["model"])
-        self.suppression_optimizer.load_state_dict(state["suppression_optimizer"])
-        self.reinforcement_optimizer.load_state_dict(state["reinforcement_optimizer"])
+        load_network(self.model.network, state["model"])
+        load_optimizer(self.suppression_optimizer, state["suppression_optimizer"])
+        load_optimizer(self.reinforcement_optimizer, state["reinforcement_optimizer"])
         for name in ("start_accuracy", "next_round", "rollbacks_in_a_row"):
             setattr(self, name, state[name])
 
@@ -127,14 +135,14 @@ def protect(
     if state.start_accuracy is None:
         state.start_accuracy = original_accuracy()
     for round_index in range(state.next_round, config.rounds):
-        before = copy.deepcopy(state.state_dict())
+        before = _round_start(state, config)
         suppression = _suppress(state, domains, round_index, config, workers)
         reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
         current, failure = original_accuracy(), suppression.failure
         drop = task.drop(state.start_accuracy, current)
-        if failure is None and drop > config.max_original_drop:
+        if failure is None and before is not None and drop > config.max_original_drop:
             failure = f"original accuracy fell from {state.start_accuracy:.3f} to {current:.3f}"
-            state.load_state_dict(before)
+            before.restore()
             reinforcement_loss = _reinforce(state, domains, round_index, config, workers)
             current = original_accuracy()
         state.next_round = round_index + 1
@@ -155,6 +163,14 @@ def protect(
             gradient_norm=suppression.gradient_norm,
             is_rolled_back=failure is not None,
         )
+
+
+def _round_start(state: SophonState, config: SophonConfig) -> RoundStart | None:
+    """Copy what a bad round is undone with; None where no round is bad."""
+    if config.max_original_drop == 1:
+        return None
+    optimizers = [state.suppression_optimizer, state.reinforcement_optimizer]
+    return RoundStart(state.model, optimizers, in_host_memory=config.memory.host_copies)
 
 
 def draw_episodes(
@@ -186,6 +202,7 @@ def _suppress(
             draw_episodes(round_index, domains.restricted, config=config),
             suppression_loss=SUPPRESSION_LOSSES[state.model.task.name][config.suppression_loss],
             workers=workers,
+            memory=config.memory,
         )
         norm = suppress(
             state.model,

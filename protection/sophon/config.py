@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from protection.savings import MemoryConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.losses import SUPPRESSION_LOSSES
 
@@ -42,6 +43,8 @@ class SophonConfig:
     never, as in the paper."""
     max_rollbacks: int = 20
     """Rounds rolled back one after another before the run gives up."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What is saved so that a large model fits."""
     seed: int = 0
     """Of episodes, strategies and batches."""
 

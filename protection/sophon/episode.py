@@ -10,6 +10,7 @@ the suppression loss at the adapted weights, and can be taken and added up as so
 done. Nothing of step k outlives it.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,11 +18,15 @@ import torch
 from torch import Tensor
 
 from protection.batches import Batch, Images, read_batch
+from protection.gradients import batch_gradient
 from protection.preservation import preserved
-from protection.released import ReleasedModel, batch_loss
+from protection.released import ReleasedModel
+from protection.savings import ROOMY, MemoryConfig
 from protection.seeds import generator, seeded
-from protection.sophon.adversary import Strategy, begin_fine_tuning
+from protection.sophon.adversary import Strategy
+from protection.sophon.fine_tuning import begin_fine_tuning
 from protection.tasks import Loss
+from protection.workers import ALONE, Workers
 
 
 class Episode(NamedTuple):
@@ -49,6 +54,8 @@ def simulate(
     *,
     suppression_loss: Loss,
     gradient: Sequence[Tensor],
+    memory: MemoryConfig = ROOMY,
+    group: Workers = ALONE,
 ) -> EpisodeOutcome:
     """Fine-tune ``model`` and add the gradient of the mean query loss to ``gradient``.
 
@@ -63,16 +70,21 @@ def simulate(
         gradient: accumulators, one for each of ``model.parameters()``, in that order; float64 keeps
             the sum independent of the order of episodes. A redrawn head is the adversary's: nothing
             is added for the head it replaces.
+        memory: what is saved, and how.
+        group: workers over which the model is in parts; all of them must call it.
 
     Source: SOPHON, fine-tuning suppression, first-order approximation.
     Differs: the released code keeps the graphs of all K query losses and back-propagates once.
     """
     device = model.device
     accumulators = dict(zip(model.parameters(), gradient, strict=True))
-    losses = []
-    right = torch.zeros(0, device=device)
-    with preserved(model), seeded(episode.seed, "episode", device=device):
-        trained, optimizer = begin_fine_tuning(
+    gradient_of = functools.partial(batch_gradient, num_parts=memory.batch_parts, group=group)
+    losses, accuracy = [], torch.zeros((), device=device)
+    with (
+        preserved(model, in_host_memory=memory.host_copies),
+        seeded(episode.seed, "episode", device=device),
+    ):
+        fine_tuning = begin_fine_tuning(
             model,
             episode.strategy,
             num_classes=episode.restricted.num_classes,
@@ -80,18 +92,20 @@ def simulate(
         )
         queried = [parameter for parameter in model.parameters() if parameter in accumulators]
         for step, (support, query) in enumerate(draw_batches(episode, device=device)):
-            support_loss = batch_loss(model, support, episode.seed, "support", step)
-            _step(optimizer, trained, torch.autograd.grad(support_loss, trained))
+            key = (episode.seed, "support", step)
+            examples = model.examples(support, *key)
+            wanted, loss_of = fine_tuning.wanted, model.task.loss
+            fine_tuning.step(gradient_of(model, examples, loss_of, wanted, key=key).grads)
 
-            inputs, targets = model.examples(query, episode.seed, "query", step)
-            outputs = model(*inputs)
-            query_loss = suppression_loss(outputs, targets)
-            query_grads = torch.autograd.grad(query_loss, queried)
-            for parameter, grad in zip(queried, query_grads, strict=True):
+            key = (episode.seed, "query", step)
+            examples = model.examples(query, *key)
+            answer = gradient_of(model, examples, suppression_loss, queried, key=key)
+            for parameter, grad in zip(queried, answer.grads, strict=True):
                 accumulators[parameter].add_(grad, alpha=1 / episode.length)
-            losses.append(query_loss.detach())
-            right = model.task.rightness(outputs.detach(), targets)
-    return EpisodeOutcome(torch.stack(losses), right.float().mean())
+            losses.append(answer.loss)
+            accuracy = answer.accuracy
+            del answer  # or its gradients are held beside those of the next step
+    return EpisodeOutcome(torch.stack(losses), accuracy)
 
 
 def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Batch, Batch]]:
@@ -105,12 +119,3 @@ def draw_batches(episode: Episode, *, device: torch.device) -> Iterable[tuple[Ba
             Batch(batch.images[:support_size], batch.labels[:support_size]),
             Batch(batch.images[support_size:], batch.labels[support_size:]),
         )
-
-
-def _step(
-    optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], grads: Sequence[Tensor]
-) -> None:
-    for parameter, grad in zip(trained, grads, strict=True):
-        parameter.grad = grad
-    optimizer.step()
-    optimizer.zero_grad()

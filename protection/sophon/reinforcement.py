@@ -42,6 +42,7 @@ def reinforce(
                 num_shards=config.reinforcement_shards,
                 seed=derive_seed(config.seed, "reinforcement", step),
                 workers=workers,
+                memory=config.memory,
             )
         )
     return sum(losses) / max(1, len(losses))

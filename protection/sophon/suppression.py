@@ -6,11 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from protection.parted import whole
 from protection.released import ReleasedModel
+from protection.savings import ROOMY, MemoryConfig
 from protection.sophon.episode import Episode, simulate
 from protection.tasks import Loss
 from protection.training import NonFiniteError
-from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
+from protection.workers import ALONE, Workers, mean_over_units, zeros
 
 
 class Suppression(NamedTuple):
@@ -41,20 +43,30 @@ def suppression_gradient(
     *,
     suppression_loss: Loss,
     workers: Workers = ALONE,
+    memory: MemoryConfig = ROOMY,
 ) -> SuppressionGradient:
     """Gradient of the mean query loss of ``episodes``, each of which one worker simulates.
+
+    Or one group of workers, over which the model is in parts then.
 
     Raises:
         NonFiniteError: a query loss or the gradient is NaN or infinite; names episode and step.
             Raised on all workers.
     """
     parameters = list(model.parameters())
-    sums = zeros_float64(parameters)
+    sums = zeros(parameters, dtype=memory.sum_dtype)
     # Column 0: query loss, 1: fine-tuned accuracy, 2: first step whose loss is not finite, counted
     # from 1.
     table = torch.zeros(len(episodes), 3, dtype=torch.float64, device=model.device)
     for index in workers.share(len(episodes)):
-        outcome = simulate(model, episodes[index], suppression_loss=suppression_loss, gradient=sums)
+        outcome = simulate(
+            model,
+            episodes[index],
+            suppression_loss=suppression_loss,
+            gradient=sums,
+            memory=memory,
+            group=workers.group,
+        )
         is_bad = ~outcome.query_losses.isfinite()
         table[index, 0] = outcome.query_losses.mean()
         table[index, 1] = outcome.finetuned_accuracy
@@ -68,7 +80,9 @@ def suppression_gradient(
             f"query loss is not finite in episode {index} ({episodes[index].strategy}) at step "
             f"{step}"
         )
-    gradient = [total.to(p.dtype) for total, p in zip(sums, parameters, strict=True)]
+    gradient: list[Tensor] = []
+    while sums:  # let go one by one: all sums and all gradients would be half as much again
+        gradient.append(sums.pop(0).to(parameters[len(gradient)].dtype))
     query_loss, finetuned_accuracy, _ = table.mean(dim=0).tolist()
     return SuppressionGradient(gradient, query_loss, finetuned_accuracy)
 
@@ -91,7 +105,7 @@ def suppress(
     Raises:
         NonFiniteError: the gradient is not finite; nothing was changed.
     """
-    norm = torch.nn.utils.get_total_norm(list(gradient))
+    norm = whole(torch.nn.utils.get_total_norm(list(gradient)))
     if not norm.isfinite():
         raise NonFiniteError(f"norm of the suppression gradient is {norm.item()}")
     parameters = list(model.parameters())

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protection.seeds import derive_seed, generator, seeded
-from protection.workers import ALONE, Workers, mean_over_units, zeros_float64
+from protection.workers import ALONE, Workers, mean_over_units, zeros
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_mean_in_float64_is_the_same_float32_for_every_number_of_workers(
     units[6:] = -units[:6] + torch.randn(6, 50, generator=rng)
 
     def partial(rank: int, of: int) -> list[torch.Tensor]:
-        sums = zeros_float64([units[0]])
+        sums = zeros([units[0]])
         for unit in Workers(rank, of).share(12):
             sums[0] += units[unit]
         return sums

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from protection.audit.attacks import NO_MEANS, Setup
 from protection.audit.fine_tuning import fine_tune
-from protection.audit.lora import LowRankChange, add_adapters, merge_adapters
 from protection.audit.methods import AUDIT_METHODS, begin
 from protection.layers import stages
+from protection.lora import LowRankChange, add_adapters, merge_adapters
 from protection.models import Classifier
 from protection.seeds import generator
 from tests.conftest import random_images
