@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from protection.parted import is_parted
+from protection.parted import is_parted, own
 from protection.released import ReleasedModel
 from protection.seeds import seeded
 from protection.sharding import is_sharded
@@ -62,7 +62,7 @@ def batch_gradient(
             for total, grad in zip(grads, part_grads, strict=True):
                 total += grad
         else:
-            grads = part_grads
+            grads = _apart(part_grads) if num_parts > 1 else part_grads
         del part_grads  # or the next part's are held beside them
         losses.append(part_loss.detach())
         right.append(model.task.rightness(outputs.detach(), shard.targets).float().sum())
@@ -85,3 +85,19 @@ def gradients(model: ReleasedModel, loss: Tensor, wanted: Sequence[Tensor]) -> l
     for parameter in model.parameters():
         parameter.grad = None
     return grads
+
+
+def _apart(grads: list[Tensor]) -> list[Tensor]:
+    """``grads``, each in memory of its own, so that it can be added to.
+
+    Autograd may return views of one tensor: of one image, the gradient of a class token is a piece
+    of that of the position embedding.
+    """
+    seen: set[int] = set()
+    apart = []
+    for grad in grads:
+        storage = own(grad).untyped_storage()
+        is_shared = storage.nbytes() != own(grad).nbytes or storage.data_ptr() in seen
+        seen.add(storage.data_ptr())
+        apart.append(grad.clone() if is_shared else grad)
+    return apart

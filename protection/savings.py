@@ -67,10 +67,16 @@ def economize(model: ReleasedModel, memory: MemoryConfig) -> None:
                 "false (or batch_parts: 2 or more)"
             )
         for block in found:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = functools.partial(_computed_again, block.forward)
     dtype = COMPUTE_DTYPES[memory.compute_dtype]
     if dtype is not None:
         model.network.forward = functools.partial(_computed_in, dtype, model.network.forward)
+
+
+def _computed_again(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    # A DenseNet's layers are given one list, which grows before they are computed again.
+    as_they_are = (list(value) if isinstance(value, list) else value for value in inputs)
+    return checkpoint(forward, *as_they_are, use_reentrant=False, **options)
 
 
 def _computed_in(

@@ -64,3 +64,46 @@ def episode_loss(
         query_logits = functional_call(model, weights, (query.images,))
         query_losses.append(suppression_loss(query_logits, query.labels))
     return torch.stack(query_losses).mean()
+
+
+def low_rank_episode(
+    model: nn.Module,
+    batches,
+    *,
+    head: dict[str, Tensor],
+    factors: dict[str, tuple[Tensor, Tensor]],
+    scale: float,
+    finetune_lr: float,
+    suppression_loss,
+):
+    """Query losses of fine-tuning ``head`` and ``W + scale * up @ down`` by SGD, and the gradient
+    of their mean with respect to every W and every other parameter that is not the head's.
+    """
+    body = {n: p for n, p in model.named_parameters() if n not in head}
+    trained = {**head}
+    for name, (up, down) in factors.items():
+        trained |= {f"{name}/up": up, f"{name}/down": down}
+    losses, total = [], {name: torch.zeros_like(p) for name, p in body.items()}
+
+    def adapted() -> dict[str, Tensor]:
+        weights = {**body, **{name: trained[name] for name in head}}
+        for name in factors:
+            change = scale * trained[f"{name}/up"] @ trained[f"{name}/down"]
+            weights[name] = body[name] + change.view(body[name].shape)
+        return weights
+
+    for support, query in batches:
+        logits = functional_call(model, adapted(), (support.images,))
+        grads = torch.autograd.grad(
+            F.cross_entropy(logits, support.labels), tuple(trained.values())
+        )
+        trained = {
+            name: (value - finetune_lr * grad).detach().requires_grad_()
+            for (name, value), grad in zip(trained.items(), grads, strict=True)
+        }
+        logits = functional_call(model, adapted(), (query.images,))
+        loss = suppression_loss(logits, query.labels)
+        for name, grad in zip(body, torch.autograd.grad(loss, tuple(body.values())), strict=True):
+            total[name] += grad / len(batches)
+        losses.append(loss.detach())
+    return torch.stack(losses), total

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from protection.sophon.algorithm import draw_episodes
 from tests.protection.sophon.sharded_runs import (
+    CONFIG,
+    DOMAINS,
     GROUP,
     NETWORKS,
     bytes_held,
@@ -21,6 +24,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     run_in_parts(folder)
     return folder
+
+
+def test_the_runs_have_every_method() -> None:
+    episodes = [
+        episode
+        for index in range(CONFIG.rounds)
+        for episode in draw_episodes(index, DOMAINS.restricted, config=CONFIG)
+    ]
+    (family,) = CONFIG.adversary
+    assert {episode.strategy.method for episode in episodes} == set(family.methods)
+    assert {episode.strategy.optimizer for episode in episodes} == set(family.optimizers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
