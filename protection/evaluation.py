@@ -10,7 +10,7 @@ from protection.released import ReleasedModel
 from protection.workers import ALONE, Workers
 
 # Large enough to fill a device, small enough that a block of 224-pixel images is 40 MB of bytes.
-_BLOCK_SIZE: Final = 256
+BLOCK_SIZE: Final = 256
 
 
 def accuracy(
@@ -33,7 +33,7 @@ def accuracy(
     # Evenly spaced: the first images of a folder are all of its first class.
     num_images = min(len(images), max_images or len(images))
     chosen = torch.arange(num_images) * len(images) // num_images
-    blocks = torch.split(chosen, _BLOCK_SIZE)
+    blocks = torch.split(chosen, BLOCK_SIZE)
     task, right = model.task, torch.zeros((), dtype=torch.float64, device=device)
     with evaluating(model):
         for block in workers.share(len(blocks)):

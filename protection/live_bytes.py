@@ -5,14 +5,14 @@ allocates is logged, and when it is let go, by autograd too: activations are wha
 backward keeps, not a rule of thumb. What a kernel takes for itself meanwhile is not seen.
 """
 
+import copy
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,9 +47,9 @@ def trace_training(
         trains: whether a parameter of that name gets a gradient.
     """
 
-    def run(images: Tensor, parameters: Mapping[str, Tensor], forward: _Forward) -> list[Tensor]:
-        loss = F.cross_entropy(forward(images), torch.zeros(len(images), dtype=torch.int64))
-        trained = [tensor for name, tensor in parameters.items() if trains(name)]
+    def run(fake: nn.Module, images: Tensor) -> list[Tensor]:
+        loss = F.cross_entropy(fake(images), torch.zeros(len(images), dtype=torch.int64))
+        trained = [parameter for name, parameter in fake.named_parameters() if trains(name)]
         return [
             grad
             for grad in torch.autograd.grad(loss, trained, allow_unused=True)
@@ -62,40 +62,30 @@ def trace_training(
 def trace_evaluation(model: nn.Module, *, batch_size: int, image_size: int) -> Pass:
     """Forward without gradients, in eval mode; arguments as for `trace_training`."""
 
-    def run(images: Tensor, _: Mapping[str, Tensor], forward: _Forward) -> list[Tensor]:
+    def run(fake: nn.Module, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            forward(images)
+            fake(images)
         return []
 
     return _trace(model, (batch_size, 3, image_size, image_size), run, is_training=False)
 
 
-_Forward = Callable[[Tensor], Tensor]
-
-
 def _trace(
     model: nn.Module,
     shape: Sequence[int],
-    run: Callable[[Tensor, Mapping[str, Tensor], _Forward], list[Tensor]],
+    run: Callable[[nn.Module, Tensor], list[Tensor]],
     *,
     is_training: bool,
 ) -> Pass:
-    modes = [(module, module.training) for module in model.modules()]
     live = _LiveBytes()
-    try:
-        model.train(is_training)
-        with FakeTensorMode():
-            parameters = {n: _fake(p).requires_grad_() for n, p in model.named_parameters()}
-            tensors = {**parameters, **{n: _fake(b) for n, b in model.named_buffers()}}
-            images = torch.empty(shape)
-            live.ignore([*tensors.values(), images])
-            with live:
-                grads = run(images, parameters, lambda x: functional_call(model, tensors, (x,)))
-                gradients = live.numbers(grads)
-                del grads
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with FakeTensorMode():
+        tensors: dict[int, object] = {id(b): _fake(b) for b in model.buffers()}
+        tensors |= {id(p): nn.Parameter(_fake(p)) for p in model.parameters()}
+        fake = copy.deepcopy(model, tensors).train(is_training)
+        images = torch.empty(shape)
+        live.ignore([*fake.parameters(), *fake.buffers(), images])
+        with live:
+            gradients = live.numbers(run(fake, images))
     return Pass(live.log, gradients)
 
 

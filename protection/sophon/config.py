@@ -87,6 +87,13 @@ class SophonConfig:
                     else ""
                 )
             )
+        if self.adversary and self.memory.batch_parts > self.most_parts:
+            raise ValueError(
+                f"memory.batch_parts is {self.memory.batch_parts}, but query_size is "
+                f"{self.query_size} and the smallest support batch "
+                f"{min(self._batch_sizes)}; expected at most {self.most_parts}, which leaves 2 "
+                "images to each part"
+            )
         if not self.adversary:
             raise ValueError("adversary is empty, so no episode can be drawn; expected a family")
         if self.reinforcement_batch_size < 2 * self.reinforcement_shards:
@@ -94,3 +101,12 @@ class SophonConfig:
                 f"reinforcement_shards is {self.reinforcement_shards}, but BatchNorm needs 2 "
                 f"images a shard; expected at most {self.reinforcement_batch_size // 2}"
             )
+
+    @property
+    def most_parts(self) -> int:
+        """Into how many parts support and query batches can be cut: BatchNorm needs 2 images."""
+        return max(1, min(self.query_size, *self._batch_sizes) // 2)
+
+    @property
+    def _batch_sizes(self) -> list[int]:
+        return [size for family in self.adversary for size in family.batch_sizes]
