@@ -91,7 +91,8 @@ class GroupedClusterConfig(ClusterConfig):
     """A cluster whose workers may share one unit of work, for what does not fit one of them."""
 
     workers_per_group: int = 1
-    """Workers that hold one ensemble between them, each a part of its members."""
+    """Workers that hold between them what one has no memory for: a model that is protected, or the
+    ensemble that protects data."""
 
     def __post_init__(self) -> None:
         """Reject groups that the workers do not fill."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from protection.models import Classifier, ModelConfig, build_model, load_weights
 from protection.seeds import seeded
@@ -86,12 +87,14 @@ def commit_model(
     *,
     facts: Mapping[str, object],
     staged: Mapping[str, Part] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
     """Publish ``model`` at ``output`` with its description and the ``facts`` of how it was made.
 
-    ``staged`` are further parts, staged at ``output`` before. Weights of more than ``shard_bytes``
-    come into several files.
+    ``staged`` are further parts, staged at ``output`` before. ``weights`` are the network's, in one
+    piece, where those of ``model`` are in parts over a group of workers. Weights of more than
+    ``shard_bytes`` come into several files.
 
     Raises:
         AlreadyCommittedError: something else is committed at ``output``.
@@ -106,17 +109,19 @@ def commit_model(
         "num_classes": description.num_classes,
         "class_names": description.class_names,
     }
-    weights = stage_weights(output, model.network.state_dict(), shard_bytes=shard_bytes)
+    parts = stage_weights(
+        output, model.network.state_dict() if weights is None else weights, shard_bytes=shard_bytes
+    )
     try:
         return commit(
             output,
-            {**weights, **(staged or {})},
+            {**parts, **(staged or {})},
             kind=MODEL_KIND,
             description={**facts, "model": described},
         )
     except AlreadyCommittedError:
         # A worker that dies between its commit and the end of the run commits once more.
         manifest = read_manifest(output)
-        if any(manifest.parts.get(name) != part for name, part in weights.items()):
+        if any(manifest.parts.get(name) != part for name, part in parts.items()):
             raise
         return manifest

@@ -1,6 +1,5 @@
 """`ringfence protect-model`: SOPHON on a committed model."""
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,14 +7,16 @@ from typing import Any, NamedTuple
 
 from protection.evaluation import accuracy
 from protection.models import Classifier, ModelConfig
+from protection.parted import whole_state
 from protection.sophon.algorithm import protect, start
 from protection.sophon.config import SophonConfig
 from protection.sophon.domains import Domains, check_domains
 from protection.tasks import CLASSIFICATION
 from protection.workers import Workers
 from ray_jobs import domains
-from ray_jobs.cluster import ClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.domains import Domain, DomainConfig, digests, open_domain
+from ray_jobs.large_models import grouped_workers, place, require_memory
 from ray_jobs.launch import launch
 from ray_jobs.lineage import parent
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from
@@ -45,7 +46,7 @@ class ProtectModel:
     """What a .safetensors file holds the weights of; null for a committed model, which says so
     itself."""
     sophon: SophonConfig = field(default_factory=SophonConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: GroupedClusterConfig = field(default_factory=GroupedClusterConfig)
 
     def __post_init__(self) -> None:
         """Reject a cluster that the work cannot fill, and a model described twice or not at all."""
@@ -61,11 +62,22 @@ class ProtectModel:
                 f"network is given, but model is {self.model}, a committed location that describes "
                 "itself; expected network: null (or a .safetensors file)"
             )
-        if self.cluster.workers > self.sophon.episodes_per_round:
+        group_size = self.cluster.workers_per_group
+        for name, parts in (
+            ("memory.batch_parts", self.sophon.memory.batch_parts),
+            ("reinforcement_shards", self.sophon.reinforcement_shards),
+        ):
+            if parts % group_size:
+                raise ValueError(
+                    f"cluster.workers_per_group is {group_size}, but sophon.{name} is {parts}, "
+                    "which the workers of a group compute between them; expected a multiple of "
+                    f"{group_size}"
+                )
+        if self.cluster.workers // group_size > self.sophon.episodes_per_round:
             raise ValueError(
                 f"cluster.workers is {self.cluster.workers}, but sophon.episodes_per_round is "
                 f"{self.sophon.episodes_per_round}, so the others would idle; expected at most "
-                f"{self.sophon.episodes_per_round} workers, or more episodes"
+                f"{self.sophon.episodes_per_round} workers (or groups of them), or more episodes"
             )
 
 
@@ -129,12 +141,21 @@ def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
-    workers, device = current_workers(), current_device()
+    everyone, device = current_workers(), current_device()
+    workers = grouped_workers(job.cluster.workers_per_group)
     opened = _open(job)
-    model = model_from(opened.description, weights=job.model).to(device)
-    unprotected = copy.deepcopy(model)
+
+    model = model_from(opened.description, weights=job.model)
+    require_memory(
+        model,
+        job.sophon,
+        image_size=opened.description.config.image_size,
+        cluster=job.cluster,
+        device=device,
+    )
+    model = place(model, job.sophon, workers=workers, device=device)
     state = start(model, job.sophon)
-    resumed = restore(state, this_run, workers=workers, device=device)
+    resumed = restore(state, this_run, workers=everyone, device=device)
     report_rounds(
         protect(state, opened.training_images(), config=job.sophon, workers=workers),
         state,
@@ -142,12 +163,16 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
         num_rounds=job.sophon.rounds,
         first_round=state.next_round,
         checkpoint_interval_seconds=job.cluster.checkpoint_interval_seconds,
-        workers=workers,
+        workers=everyone,
         device=device,
         resumed=resumed,
     )
+    del state  # the optimizers' memory is the second model's now
+    unprotected = model_from(opened.description, weights=job.model)
+    unprotected = place(unprotected, job.sophon, workers=workers, device=device)
     metrics = _measure(opened, unprotected, model, workers)
-    if workers.rank == 0:
+    weights = whole_state(model.network.state_dict())
+    if everyone.rank == 0:
         facts = {
             **provenance(this_run),
             "metrics": metrics,
@@ -157,7 +182,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
                 "restricted": [digests(domain) for domain in opened.restricted],
             },
         }
-        commit_model(str(this_run.output), model, opened.description, facts=facts)
+        commit_model(str(this_run.output), model, opened.description, facts=facts, weights=weights)
     return dict(metrics)
 
 

@@ -75,7 +75,9 @@ class Resumed(NamedTuple):
 FROM_THE_START: Final = Resumed(attempt=1, rows=[])
 
 
-def report_checkpoint(reports: list[Report], state: Resumable, place: Place, this_run: Run) -> None:
+def report_checkpoint(
+    reports: list[Report], state: dict[str, object], place: Place, this_run: Run
+) -> None:
     """Report the last of ``reports`` to Ray Train with a checkpoint of ``state``.
 
     The others are those before it, at least the two that a crash can keep from the controller: the
@@ -90,7 +92,7 @@ def report_checkpoint(reports: list[Report], state: Resumable, place: Place, thi
 
     def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         # With the rows: after a crash the checkpoint may be there and reports up to it lost.
-        kept = {_STATE: state.state_dict(), _REPORTS: [report._asdict() for report in reports]}
+        kept = {_STATE: state, _REPORTS: [report._asdict() for report in reports]}
         commit_training_state(_checkpoints(this_run) / name, kept)
         storage: Any = ray.train.get_context().get_storage()
         path = storage.build_checkpoint_path_from_name(name)

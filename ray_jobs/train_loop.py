@@ -90,8 +90,10 @@ def _report(
     this_run: Run,
     workers: Workers,
 ) -> None:
-    if state is not None and workers.rank == 0:
-        report_checkpoint(reports, state, place, this_run)
+    # On every worker: a group puts together what its workers have in parts.
+    kept = None if state is None else state.state_dict()
+    if kept is not None and workers.rank == 0:
+        report_checkpoint(reports, kept, place, this_run)
         return
     # Every worker must name the checkpoint, though rank 0 alone has one.
     name = None if state is None else place.name
