@@ -23,7 +23,8 @@ class LowRankChange(nn.Module):
         """Draw the factors for ``weight``, ``(out, ...)``."""
         super().__init__()
         self.scale = alpha / rank
-        self.up, self.down = draw_factors(weight, rank=rank, rng=rng)
+        up, self.down = draw_factors(weight, rank=rank, rng=rng)
+        self.up = up
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` with the change."""

@@ -60,8 +60,9 @@ class AttackFamily:
     """
 
     methods: list[str] = field(default_factory=lambda: ["all_layers"])
-    """all_layers, head_only, redrawn_head (then all layers), redrawn_head_only, redrawn_last_block
-    (then all layers), lora, gradual_unfreezing, layer_wise_lr; from redrawn_head on with a new
+    """all_layers, head_only, redrawn_head (then all layers), redrawn_head_only, last_stage,
+    norms_and_biases, lora, redrawn_last_block (then all layers), gradual_unfreezing,
+    layer_wise_lr; from redrawn_head on with a new
     head."""
     optimizers: list[str] = field(default_factory=lambda: ["sgd"])
     """Among sgd, momentum, nesterov, adam, adamw, adagrad, adadelta, rmsprop."""

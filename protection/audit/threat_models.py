@@ -60,6 +60,8 @@ _DEFAULT: Final = (
     _of("redrawn_head", "adam", 1e-3, preparations=["distill", "int8"]),
     _of("redrawn_head", "adam", 1e-3, epochs_factors=[3.0]),
     _of("redrawn_last_block", "momentum", 1e-2),
+    _of("last_stage", "adam", 1e-3),
+    _of("norms_and_biases", "adam", 1e-2),
     _of("lora", "adam", 1e-3, lora_ranks=[32]),
     # As a pre-trained network is usually fine-tuned.
     _of(

@@ -74,10 +74,11 @@ def estimate_memory(
     for strategy in _distinct(config):
         episode = {**sizes.state(), **sizes.episode(strategy)}
         episode["images"] = (strategy.batch_size + config.query_size) * image_bytes
-        for name, batch_size, trains in (
-            ("support", strategy.batch_size, sizes.trained_names(strategy.method)),
-            ("query", config.query_size, sizes.names),
-        ):
+        wanted = sizes.trained_names(strategy.method)
+        found = [("support", strategy.batch_size, wanted)]
+        if config.query_size > strategy.batch_size or wanted != sizes.names:
+            found.append(("query", config.query_size, sizes.names))  # or it needs less
+        for name, batch_size, trains in found:
             part = -(-batch_size // memory.batch_parts)
             phases[f"the {name} pass of {strategy}"] = {
                 **episode,

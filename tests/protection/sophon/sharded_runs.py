@@ -10,6 +10,7 @@ import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from protection.models import build_model
 from protection.parted import own
 from protection.savings import MemoryConfig, economize
 from protection.sharding import shard
@@ -17,8 +18,11 @@ from protection.sophon.adversary import StrategyFamily
 from protection.sophon.algorithm import SophonState, protect, start
 from protection.sophon.config import SophonConfig
 from protection.sophon.domains import Domains
+from protection.sophon.memory import estimate_memory
+from protection.sophon.passes import Passes
 from protection.workers import ALONE, Workers
-from tests.tiny_networks import images, tiny_network
+from tests.protection.allocator import peak_bytes
+from tests.tiny_networks import IMAGE_SIZE, TINY, images, tiny_network
 
 NETWORKS = ("vit", "caformer")
 GROUP = 2
@@ -74,6 +78,30 @@ def bytes_held(state: SophonState) -> int:
     return sum(own(tensor).nbytes for tensor in (*state.model.parameters(), *remembered))
 
 
+def peak_of_wide(workers: Workers = ALONE) -> tuple[int, float]:
+    """Most bytes at once, of a network that is mostly weights, and their estimate."""
+    family = StrategyFamily(optimizers=["adam"], batch_sizes=[6])
+    config = dataclasses.replace(
+        CONFIG, episodes_per_round=1, query_size=4, adversary=[family], validation_images=12
+    )
+    options = {**TINY["vit"].options, "embed_dim": 192}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(dataclasses.replace(TINY["vit"], options=options), num_classes=3)
+    passes = Passes(model, image_size=IMAGE_SIZE)
+    estimate = estimate_memory(passes, config, group_size=workers.group.size, on_gpu=False)
+
+    def run() -> None:
+        if workers.group.size > 1:
+            shard(model, init_device_mesh("cpu", (workers.group.size,)))
+        list(protect(start(model, config), DOMAINS, config=config, workers=workers))
+
+    # Of a model that is put in parts, `run` takes them all anew.
+    is_whole = workers.group.size == 1
+    held = sum(parameter.nbytes for parameter in model.parameters()) * is_whole
+    return held + peak_bytes(run), estimate.peak_bytes
+
+
 def run_in_parts(folder: Path) -> None:
     """Leave in ``folder`` what the group has of each network, and each worker's bytes."""
     torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=GROUP)
@@ -92,6 +120,7 @@ def _worker(rank: int, folder: str) -> None:
         resumed = begun(name, workers)  # a group goes on from what any number of workers kept
         resumed.load_state_dict(kept["state"])
         assert _is_same(resumed.state_dict(), kept["state"])
+    torch.save(peak_of_wide(workers), f"{folder}/peak-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ from tests.protection.sophon.sharded_runs import (
     GROUP,
     NETWORKS,
     bytes_held,
+    peak_of_wide,
     protected,
     run_in_parts,
 )
@@ -58,3 +59,12 @@ def test_each_worker_holds_its_part(name: str, folder: Path) -> None:
         part = torch.load(folder / f"{name}-{rank}.pt")["bytes"]
         # Rows that do not divide by the number of workers go to the first of them.
         assert part == pytest.approx(whole / GROUP, rel=0.1)
+
+
+def test_the_peak_of_each_worker_falls(folder: Path) -> None:
+    alone, estimated = peak_of_wide()
+    assert alone == pytest.approx(estimated, rel=0.1)
+    for rank in range(GROUP):
+        part, estimated = torch.load(folder / f"peak-{rank}.pt")
+        assert part < 0.7 * alone
+        assert part == pytest.approx(estimated, rel=0.1)
