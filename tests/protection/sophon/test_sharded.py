@@ -67,4 +67,5 @@ def test_the_peak_of_each_worker_falls(folder: Path) -> None:
     for rank in range(GROUP):
         part, estimated = torch.load(folder / f"peak-{rank}.pt")
         assert part < 0.7 * alone
-        assert part == pytest.approx(estimated, rel=0.1)
+        # Room for two blocks in one piece, and their gradients, which are all of this network's.
+        assert 0.8 * estimated < part < 1.05 * estimated
