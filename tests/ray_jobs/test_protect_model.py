@@ -19,7 +19,7 @@ from protection.models import load_weights
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
 from ray_jobs.cli import main
-from ray_jobs.cluster import ClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.model_files import commit_model, describe, model_from
 from ray_jobs.protect_model import ProtectModel, run, train_loop_per_worker
@@ -61,7 +61,7 @@ def a_job(model: str, output: Path, *, workers: int) -> ProtectModel:
         restricted=[RESTRICTED],
         output=str(output),
         sophon=SOPHON,
-        cluster=ClusterConfig(
+        cluster=GroupedClusterConfig(
             workers=workers, checkpoint_interval_seconds=0, keep_best_by="original_accuracy"
         ),
     )
@@ -212,7 +212,7 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
     cluster: str, cluster_config: dict[str, int], message: str, model: str, tmp_path: Path
 ) -> None:
     job = dataclasses.replace(
-        a_job(model, tmp_path / "protected", workers=1), cluster=ClusterConfig(**cluster_config)
+        a_job(model, tmp_path / "protected", workers=1), cluster=GroupedClusterConfig(**cluster_config)
     )
     with pytest.raises(UsageError, match=message):
         run(job)
