@@ -212,7 +212,8 @@ def test_a_cluster_that_is_too_small_is_refused_at_once(
     cluster: str, cluster_config: dict[str, int], message: str, model: str, tmp_path: Path
 ) -> None:
     job = dataclasses.replace(
-        a_job(model, tmp_path / "protected", workers=1), cluster=GroupedClusterConfig(**cluster_config)
+        a_job(model, tmp_path / "protected", workers=1),
+        cluster=GroupedClusterConfig(**cluster_config),
     )
     with pytest.raises(UsageError, match=message):
         run(job)
