@@ -13,9 +13,9 @@ from typing import Final
 from storage.blobs import open_blobs
 from storage.commit import read_manifest
 from storage.errors import StorageError
+from storage.inventory import WEIGHTS_SUFFIXES
 from storage.location import parse_location
 from storage.manifest import Manifest
-from storage.weight_shards import WEIGHTS_SUFFIXES
 
 PARENTS: Final = "parents"
 _COMMIT: Final = "_commit"

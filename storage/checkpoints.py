@@ -18,11 +18,11 @@ from storage.blobs import open_blobs
 from storage.cache import read_cached_part
 from storage.commit import read_manifest, stage
 from storage.errors import CheckpointError
+from storage.inventory import INDEX_SUFFIX
 from storage.location import Address, Location, parse_location
 from storage.manifest import Part
 from storage.weight_shards import (
     INDEX_NAME,
-    INDEX_SUFFIX,
     SHARD_BYTES,
     index_to_bytes,
     read_shards,

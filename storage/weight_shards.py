@@ -13,12 +13,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from storage.errors import CheckpointError
+from storage.inventory import INDEX_SUFFIX
 from storage.manifest import require_file_name
 
-INDEX_SUFFIX: Final = ".safetensors.index.json"
 INDEX_NAME: Final = f"model{INDEX_SUFFIX}"
-# Names that end so are of weights that lie open, in one file or in several.
-WEIGHTS_SUFFIXES: Final = (".safetensors", INDEX_SUFFIX)
 # What Hugging Face's own libraries write, and every host of models takes.
 SHARD_BYTES: Final = 5 * 10**9
 
