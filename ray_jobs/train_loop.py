@@ -29,6 +29,8 @@ from storage.errors import StorageError, UnavailableError
 # A report waits for the controller; short rounds share one.
 _REPORT_SECONDS: Final = 1.0
 _REPORTS_IN_A_CHECKPOINT: Final = 4
+# While a machine is about to go: what is done until then is lost from its last checkpoint on.
+_NOTICE_INTERVAL_SECONDS: Final = 10.0
 
 
 def report_rounds(
@@ -101,8 +103,11 @@ class _Schedule:
         """Return what is due by rank 0's clock; every worker must call it after every round."""
         self._rounds_since += 1
         now, every = time.monotonic(), self._cluster.checkpoint_interval_rounds
+        interval = self._cluster.checkpoint_interval_seconds
+        if self._going:
+            interval = min(interval, _NOTICE_INTERVAL_SECONDS)
         checkpoint = self._has_state and (
-            now - self._last_checkpoint >= self._cluster.checkpoint_interval_seconds
+            now - self._last_checkpoint >= interval
             or (every is not None and self._rounds_since >= every)
         )
         report = checkpoint or is_last or now - self._last_report >= _REPORT_SECONDS

@@ -113,11 +113,11 @@ def test_a_checkpoint_is_due_after_time_or_rounds(
     assert checkpoints(reports) == expected
 
 
-def test_a_machine_that_is_about_to_go_is_a_checkpoint_once(clock: Clock) -> None:
+def test_a_machine_that_is_about_to_go_is_a_checkpoint_and_more_until_it_goes(clock: Clock) -> None:
     never = ClusterConfig(checkpoint_interval_seconds=1000)
     notices = {3: ["a"], 7: ["b", "c"]}
     reports = reported(clock, never, count=10, seconds=5, notices=notices)
-    assert checkpoints(reports) == [3, 7]
+    assert checkpoints(reports) == [3, 5, 7, 9]
     assert reports[3][2] == ["machines about to go: 1; keeping a checkpoint"]
     assert reports[7][2] == ["machines about to go: 2; keeping a checkpoint"]
 
