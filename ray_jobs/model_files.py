@@ -23,8 +23,9 @@ from ray_jobs.pipeline_files import write_pipeline
 from storage.checkpoints import read_weights, stage_weights, tensors_to_bytes
 from storage.commit import commit, read_manifest
 from storage.errors import AlreadyCommittedError
+from storage.inventory import WEIGHTS_SUFFIXES
 from storage.manifest import Manifest, Part
-from storage.weight_shards import SHARD_BYTES, WEIGHTS_SUFFIXES
+from storage.weight_shards import SHARD_BYTES
 
 MODEL_KIND: Final = "model"
 

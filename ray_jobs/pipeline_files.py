@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from storage.blobs import open_blobs
 from storage.commit import read_manifest, read_part
+from storage.inventory import WEIGHTS_NAME
 from storage.location import Location, parse_location
 
-WEIGHTS_PART: Final = "model.safetensors"
 # Of the folder: diffusers takes it for a pipeline by this file, so it is written last.
 INDEX: Final = "model_index.json"
 
@@ -40,7 +40,7 @@ def write_pipeline(location: str | Location) -> None:
     files = {
         "unet/config.json": _to_bytes(unet),
         "unet/diffusion_pytorch_model.safetensors": read_part(
-            location, WEIGHTS_PART, manifest=manifest
+            location, WEIGHTS_NAME, manifest=manifest
         ),
         "scheduler/scheduler_config.json": _to_bytes(scheduler),
         INDEX: _to_bytes(index),

@@ -33,7 +33,6 @@ from ray_jobs.run_checkpoints import restore
 from ray_jobs.runs import Run, provenance
 from ray_jobs.train_loop import failing_clearly, report_rounds
 from ray_jobs.workers import current_device, current_workers
-from storage.inventory import WEIGHTS_SUFFIXES
 from storage.location import parse_location
 
 

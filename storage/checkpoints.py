@@ -18,7 +18,7 @@ from storage.blobs import open_blobs
 from storage.cache import read_cached_part
 from storage.commit import read_manifest, stage
 from storage.errors import CheckpointError
-from storage.inventory import INDEX_SUFFIX
+from storage.inventory import INDEX_SUFFIX, WEIGHTS_NAME
 from storage.location import Address, Location, parse_location
 from storage.manifest import Part
 from storage.weight_shards import (
@@ -29,7 +29,6 @@ from storage.weight_shards import (
     split_weights,
 )
 
-WEIGHTS_NAME: Final = "model.safetensors"
 _PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 # What safetensors gives back as it was; packed four-bit and double complex dtypes it does not.

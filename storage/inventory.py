@@ -26,6 +26,7 @@ RUN_RECIPE: Final = "recipe.json"
 STATE_KIND: Final = "training-state"
 """Kind of what a run commits for itself, below its state: the checkpoints that it resumes from."""
 
+WEIGHTS_NAME: Final = "model.safetensors"
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 WEIGHTS_SUFFIXES: Final = (".safetensors", INDEX_SUFFIX)
 """Names that end so are of weights that lie open, in one file or in several."""
