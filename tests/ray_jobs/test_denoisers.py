@@ -24,6 +24,7 @@ from protection.sophon.config import SophonConfig
 from protection.training import TrainingConfig
 from ray_jobs import audit_model, card, copy_commit, pretrain, protect_model, quick_audit
 from ray_jobs.audit_model import AuditModel
+from ray_jobs.audited_models import resolve
 from ray_jobs.card import Card
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.copy_commit import Copy
@@ -260,11 +261,11 @@ def test_a_preset_is_what_a_denoiser_can_undergo_and_a_listed_attack_must_be(
     protected: Path, trained: Path, model: str, tmp_path: Path
 ) -> None:
     job = audit_job(protected, tmp_path / "audit", adversary=None, threat_model="default")
-    (attacks,) = audit_model._plan(job, audit_model._resolve(job)).values()
+    (attacks,) = audit_model._plan(job, resolve(job)).values()
     assert {attack.method for attack in attacks} == {"all_layers", "lora"}
     assert len(attacks) >= 6
     benign = dataclasses.replace(job, benign=[RESTRICTED])
-    _, by_default = audit_model._plan(benign, audit_model._resolve(benign)).values()
+    _, by_default = audit_model._plan(benign, resolve(benign)).values()
     assert [str(one) for one in by_default] == ["all_layers sgd 0.01 batch 64"]
     for family, message in (
         (AttackFamily(methods=["head_only"]), "method is 'head_only', but denoising has no cl"),

@@ -11,6 +11,7 @@ from protection.savings import MemoryConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
 from ray_jobs.cluster import GroupedClusterConfig
+from ray_jobs.errors import HopelessError
 from ray_jobs.free_memory import _container, _machine, free_bytes
 from ray_jobs.protect_model import ProtectModel, train_loop_per_worker
 from storage.checkpoints import read_weights
@@ -51,7 +52,7 @@ def test_what_does_not_fit_is_refused_before_a_round(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_jobs.large_models, "free_bytes", lambda *_, **__: 1000.0)
-    with pytest.raises(AssertionError, match=r"needs 0\.00 GiB during .* that has 0\.00 GiB free"):
+    with pytest.raises(HopelessError, match=r"needs 0\.00 GiB during .* that has 0\.00 GiB free"):
         run_here(a_job(model, tmp_path / "out"), train_loop_per_worker, verb="protect-model")
     assert not (tmp_path / "out").exists()
 

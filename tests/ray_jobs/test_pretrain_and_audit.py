@@ -11,6 +11,7 @@ from protection.audit.families import AttackFamily
 from protection.training import TrainingConfig
 from ray_jobs import audit_model, pretrain
 from ray_jobs.attack_cells import cells
+from ray_jobs.audited_models import resolve
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.domains import DomainConfig
 from ray_jobs.errors import UsageError
@@ -107,7 +108,7 @@ def test_audit_measures_three_starts_and_repeats_no_finished_cell(
         cluster=ClusterConfig(workers=3),
     )
     # As an interrupted audit left it: one cell finished, with a value no training would give.
-    audited = audit_model._resolve(job)
+    audited = resolve(job)
     cell = next(cells(audit_model._plan(job, audited), seeds=job.seeds))
     kept = tmp_path / "audit.run" / "cells"
     kept.mkdir(parents=True)

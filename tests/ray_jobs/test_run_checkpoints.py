@@ -178,5 +178,5 @@ def test_a_checkpoint_that_a_lost_worker_left_there_is_as_good(
 
     monkeypatch.setattr("ray.train.report", report)
     run = this_run._replace(recipe={"cluster": {}})
-    report_checkpoint([Report(7, [{"round_index": 6}])], State(), Place(7, 1), run)
+    report_checkpoint([Report(7, [{"round_index": 6}])], State().state_dict(), Place(7, 1), run)
     assert [kept.path for kept in uploaded] == ["/runs/train/round-000007-try-1"]

@@ -13,7 +13,7 @@ from protection.audit.families import AttackFamily
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
 from ray_jobs import sweep
-from ray_jobs.cluster import ClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.errors import UsageError
 from ray_jobs.protect_model import ProtectModel
 from ray_jobs.quick_audit import QuickAudit
@@ -49,7 +49,7 @@ def job(model: str, tmp_path: Path) -> Sweep:
             reinforcement_batch_size=32,
             max_original_drop=1.0,
         ),
-        cluster=ClusterConfig(workers=1),
+        cluster=GroupedClusterConfig(workers=1),
     )
     recipe = tmp_path / "protect-model.yaml"
     recipe.write_text(yaml.safe_dump(to_plain(base)))

@@ -1,5 +1,6 @@
 """When a run reports and checkpoints, in this process."""
 
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def reported(
     workers: Workers = ALONE,
 ) -> list[tuple[int, bool, list[str]]]:
     output = parse_location("/nowhere")
-    state: Any = object()
+    state: Any = types.SimpleNamespace(state_dict=dict)
     report_rounds(
         clock.rounds(count, seconds=seconds, notices=notices or {}),
         state,
