@@ -46,6 +46,8 @@ OF_CLASSES: Final[dict[str, frozenset[str]]] = {
             "head_only",
             "redrawn_head",
             "redrawn_head_only",
+            "last_stage",
+            "norms_and_biases",
             "redrawn_last_block",
             "gradual_unfreezing",
             "layer_wise_lr",
