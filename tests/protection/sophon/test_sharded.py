@@ -66,7 +66,7 @@ def test_the_peak_of_each_worker_falls(folder: Path) -> None:
     assert alone == pytest.approx(estimated, rel=0.1)
     for rank in range(GROUP):
         part, estimated = torch.load(folder / f"peak-{rank}.pt")
-        # It varies by a block or two, of which this network has few, with when the workers let go of
+        # It varies by a block or two, of which this network has few, with when workers let go of
         # what they gathered.
         assert part < 0.85 * alone
         assert 0.8 * estimated < part < 1.3 * estimated
