@@ -17,7 +17,8 @@ from tests.protection.sophon.sharded_runs import (
     run_in_parts,
 )
 
-pytestmark = pytest.mark.timeout(180)
+# One process has all of them: what they share takes half a minute to make.
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("parts")]
 
 
 @pytest.fixture(scope="module")
