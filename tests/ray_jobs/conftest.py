@@ -47,6 +47,8 @@ def cluster() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
+        # By default the process with all other tests goes before them, and this one waits.
+        patch.setenv("RAY_worker_niceness", "0")
         context = ray.init(
             address="local", num_cpus=3, log_to_driver=False, object_store_memory=200 * 2**20
         )
