@@ -2,8 +2,8 @@
 # A developer needs Python 3.11 or 3.12 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests on Ray wait more than they compute: one process has them, the other has the rest.
-SHARED := --numprocesses 2 --dist loadgroup
+# Tests on Ray wait more than they compute: one process has them, the other the rest (conftest.py).
+SHARED := --numprocesses 2
 UV_VERSION := 0.13.9
 
 .PHONY: demo test check docs lock clean

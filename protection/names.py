@@ -19,12 +19,15 @@ def nearest(word: object, known: Iterable[object], *, most: int = 1) -> str:
     return f" (did you mean {' or '.join(by_lower[name] for name in near)}?)" if near else ""
 
 
-def imported(name: str, *, field: str) -> Any:
+def imported(
+    name: str, *, field: str, expected: str = "a module on PYTHONPATH and a function in it"
+) -> Any:
     """What ``name``, ``package.module:attribute``, is.
 
     Args:
         name: as it was written in ``field`` of a recipe.
         field: named where there is no such thing.
+        expected: what ``name`` should have been, as the error says it.
 
     Raises:
         ValueError: the module cannot be imported, or has no such attribute.
@@ -34,6 +37,5 @@ def imported(name: str, *, field: str) -> Any:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{field} is {name!r}, which cannot be imported ({error}); expected a module on "
-            "PYTHONPATH and a function in it"
+            f"{field} is {name!r}, which cannot be imported ({error}); expected {expected}"
         ) from error

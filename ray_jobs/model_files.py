@@ -195,7 +195,7 @@ def commit_model(
         manifest = read_manifest(output)
         if any(manifest.parts.get(name) != part for name, part in parts.items()):
             raise
-    write_pipeline(output)
+    write_pipeline(output, manifest=manifest)
     return manifest
 
 

@@ -12,21 +12,22 @@ from storage.blobs import open_blobs
 from storage.commit import read_manifest, read_part
 from storage.inventory import WEIGHTS_NAME
 from storage.location import Location, parse_location
+from storage.manifest import Manifest
 
 # Of the folder: diffusers takes it for a pipeline by this file, so it is written last.
 INDEX: Final = "model_index.json"
 
 
-def write_pipeline(location: str | Location) -> None:
+def write_pipeline(location: str | Location, *, manifest: Manifest | None = None) -> None:
     """Write diffusers' files beside the denoiser that is committed at ``location``, if it is one.
 
-    Writing them again changes nothing.
+    Writing them again changes nothing. ``manifest`` is that of the commit, where it is known.
 
     Raises:
         StorageError: nothing is committed there, or it is damaged.
     """
     location = parse_location(location)
-    manifest = read_manifest(location)
+    manifest = manifest or read_manifest(location)
     model: Any = manifest.description.get("model")
     if not isinstance(model, dict) or "unet" not in model:
         return

@@ -4,14 +4,13 @@ A field is named by its path: `sophon.suppression_lr`, or `adversary.0.finetune_
 number is a place in a list.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, LogUniform
 
-from protection.names import nearest
+from protection.names import imported, nearest
 from ray_jobs.errors import UsageError
 from ray_jobs.recipes import recipe_from, to_plain
 from tune_spaces import SPACES
@@ -47,14 +46,11 @@ def find_space(job: str, name: str, *, fields: Sequence[str] | None = None) -> d
 
 
 def _import_space(name: str) -> dict[str, Domain]:
-    module, _, attribute = name.partition(":")
+    expected = "package.module:NAME on the Python path or in the working directory"
     try:
-        space = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"space is {name!r}, which cannot be imported ({error}); expected package.module:NAME "
-            "on the Python path or in the working directory"
-        ) from error
+        space = imported(name, field="space", expected=expected)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     is_space = isinstance(space, dict) and all(isinstance(d, Domain) for d in space.values())
     if not space or not is_space:
         raise UsageError(

@@ -6,11 +6,13 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
+from xdist.scheduler import LoadScopeScheduling
 
 from protection.batches import TensorImages
 from protection.denoisers import Denoiser, DenoiserConfig, build_denoiser
@@ -24,12 +26,23 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class SharedSetUp(LoadScopeScheduling):
+    """Tests one by one to whichever process is free, but for those that share a dear set-up.
+
+    Not xdist's own groups: it writes them into an attribute that this pytest does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.endswith("/test_sharded.py"):
+            return file
+        return "on Ray" if "mark.ray" in (self.config.rootpath / file).read_text() else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedSetUp:
     """Keep tests on Ray in one process, and so on one cluster, where several share the tests."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    return SharedSetUp(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,10 +5,17 @@ from typing import Any, Final
 
 from ray_jobs.reporting import percent
 from ray_jobs.reports.heat_maps import accuracy_maps
-from ray_jobs.reports.views import Chart, Line, Score, Table, View, chart_series
-from ray_jobs.reports.wording import count, list_seeds, mean_over, points, show_noise, show_stored
-
-_NUM_CHARTS: Final = 7
+from ray_jobs.reports.views import NUM_CHARTS, Chart, Line, Score, Table, View, chart_series
+from ray_jobs.reports.wording import (
+    NOISE,
+    count,
+    list_seeds,
+    mean_over,
+    points,
+    show_noise,
+    show_stored,
+    with_noise,
+)
 
 _LINES: Final = {
     "protected": "trained on protected images",
@@ -29,8 +36,7 @@ _TERMS: Final = {
     "Detectability": "How well a linear classifier tells protected images from clean ones that it "
     "was not trained on: the mean of the shares told rightly, 50 % by guessing. It was trained "
     "on pairs of both, once on pixels and once on their frequencies; the better counts.",
-    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Noise: the interval of a "
-    "difference includes 0.",
+    "±": NOISE,
 }
 
 
@@ -46,7 +52,7 @@ def data_view(report: Mapping[str, Any]) -> View:
         scores=[*_accuracy_scores(report), *_image_scores(report)],
         tables=[_cells_table(report)],
         heat_maps=accuracy_maps(report),
-        charts=[_chart(cell, report) for cell in cells[:_NUM_CHARTS]],
+        charts=[_chart(cell, report) for cell in cells[:NUM_CHARTS]],
         lines=_LINES,
         not_tested=report["not_tested"],
         terms=_TERMS,
@@ -174,8 +180,7 @@ def _has_failed(cell: Mapping[str, Any]) -> bool:
 
 
 def _outcome(cell: Mapping[str, Any]) -> str:
-    outcome = "NO EFFECT" if _has_failed(cell) else "learns less"
-    return f"{outcome} (noise)" if cell["is_clear"] is False else outcome
+    return with_noise("NO EFFECT" if _has_failed(cell) else "learns less", cell["is_clear"])
 
 
 def _chart(cell: Mapping[str, Any], report: Mapping[str, Any]) -> Chart:

@@ -1,25 +1,30 @@
 """A denoiser's audit as it is shown: mean squared errors, the greater the better protected."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from protection.audit.scores import STARTS, Cost, Estimate
 from ray_jobs.reporting import Row
-from ray_jobs.reports.model_report import cheapness
-from ray_jobs.reports.views import Chart, Line, Score, Table, View, chart_series
-from ray_jobs.reports.wording import count, list_seeds, mean_over, show_cost, show_noise
+from ray_jobs.reports.attack_views import (
+    LINES,
+    TERMS,
+    cell_outcome,
+    cost_score,
+    held_score,
+    name_of,
+    names_of,
+    outcome_of,
+    overall,
+    purpose,
+    scope,
+)
+from ray_jobs.reports.views import NUM_CHARTS, Chart, Line, Score, Table, View, chart_series
+from ray_jobs.reports.wording import NOISE, count, mean_over, show_cost, show_noise
 
 DENOISER_AUDIT: Final = "denoiser-audit"
-_NUM_CHARTS: Final = 7
 _DISTANCES: Final = ("fid", "kid")
-_LINES: Final = {
-    "protected": "from the protected model",
-    "unprotected": "from the model as it was before",
-    "scratch": "from random weights",
-}
 _TERMS: Final = {
-    "Attack": "One way of fine-tuning: what is trained, by which optimizer and settings.",
-    "Restricted domain": "Images that the model must not be fine-tuned to.",
+    **TERMS,
     "Error": "Mean squared error of the predicted noise. Noise has variance 1: a model that "
     "predicts none has an error of 1. Noise levels are drawn evenly from the whole schedule.",
     "Gain": "Error of training from scratch, less that of fine-tuning the protected model. At most "
@@ -28,20 +33,19 @@ _TERMS: Final = {
     "from scratch, divided by those that scratch needs itself; the median over seeds.",
     "FID, KID": "How far the statistics of drawn images are from those of real ones, by the "
     "features of the network that the recipe names; the less, the more alike.",
-    "±": "Half of the 95 % interval of the mean over seeds (Student's t). Noise: the interval of a "
-    "difference includes 0.",
+    "±": NOISE,
 }
 
 
 def denoiser_view(report: Mapping[str, Any]) -> View:
     """Return what is shown of the ``report`` of a denoiser's audit."""
-    cells, headline = report["cells"], report["headline"]
+    cells = report["cells"]
     return View(
         kind="Diffusion model audit",
         verdict=_verdict(report),
-        outcome="held" if headline["num_cells_held"] == headline["num_cells"] else "failed",
-        purpose=f"fine-tuning to {' and to '.join(_domains(cells))}",
-        scope=_scope(report),
+        outcome=overall(report),
+        purpose=purpose(cells),
+        scope=scope(report, count(len(cells), "attack")),
         scores=_scores(report),
         tables=[
             _cells_table(report),
@@ -51,19 +55,19 @@ def denoiser_view(report: Mapping[str, Any]) -> View:
         heat_maps=[],
         charts=[
             Chart(
-                title=_name(cell, cells),
+                title=name_of(cell, cells),
                 note=f"{_signed(cell['transfer_gain']['mean'])} below scratch",
                 series=chart_series(cell["starts"], shown=lambda accuracy: 1 - accuracy),
                 is_error=True,
             )
-            for cell in cells[:_NUM_CHARTS]
+            for cell in cells[:NUM_CHARTS]
         ],
-        lines=_LINES,
+        lines=LINES,
         not_tested=report["not_tested"],
         terms=_TERMS,
         picture_title="What the models draw",
         picture_words=f"Images drawn by the unprotected and the protected model, and by each start "
-        f"after the same fine-tuning, {_name(cells[0], cells)}; each column begins with the same "
+        f"after the same fine-tuning, {name_of(cells[0], cells)}; each column begins with the same "
         "noise.",
     )
 
@@ -72,15 +76,6 @@ def last_row(cell: Mapping[str, Any], start: str) -> Row:
     """What was measured after the last epoch, with the first seed."""
     row: Row = cell["starts"][start]["curve"]["seeds"][0][-1]
     return row
-
-
-def _domains(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(str(cell["domain"]) for cell in cells))
-
-
-def _name(cell: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
-    """The attack, and its domain where there are several."""
-    return f"{cell['attack']} on {cell['domain']}" if len(_domains(cells)) > 1 else cell["attack"]
 
 
 def _signed(error: float) -> str:
@@ -98,23 +93,14 @@ def _error(cell: Mapping[str, Any], start: str, measured: str = "final") -> str:
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
-    cells, headline = report["cells"], report["headline"]
-    failed, tried = headline["num_cells"] - headline["num_cells_held"], count(len(cells), "attack")
-    outcome = f"did not hold under {failed} of {tried}" if failed else f"held under {tried} tried"
+    cells = report["cells"]
+    outcome = outcome_of(report, count(len(cells), "attack"))
     gain = Estimate(**cells[0]["transfer_gain"])
     side = "below" if gain.mean > 0 else "above"
     return (
-        f"The protection {outcome}: the worst, {_name(cells[0], cells)}, ends with an error "
+        f"The protection {outcome}: the worst, {name_of(cells[0], cells)}, ends with an error "
         f"{_show(gain._replace(mean=abs(gain.mean)))} {side} that of training from scratch"
         f"{show_noise(cells[0]['is_clear'])}."
-    )
-
-
-def _scope(report: Mapping[str, Any]) -> str:
-    return (
-        f"Fine-tuned to {' and to '.join(_domains(report['cells']))} for "
-        f"{count(report['epochs'], 'epoch')}, from the protected model, the unprotected one and "
-        f"random weights: {count(len(report['cells']), 'attack')}, {list_seeds(report['seeds'])}."
     )
 
 
@@ -122,28 +108,16 @@ def _scores(report: Mapping[str, Any]) -> list[Score]:
     headline, cells = report["headline"], report["cells"]
     worst = cells[0]
     original, growth = headline["original_error"], headline["original_error_growth"]
-    cheapest = min(cells, key=lambda cell: cheapness(cell["cost"]))
-    cost = Cost(**cheapest["cost"])
     return [
         Score(
             "Restricted error, worst attack",
             _error(worst, "protected"),
             "",
             f"scratch {_error(worst, 'scratch')}, unprotected {_error(worst, 'unprotected')}: "
-            f"{_name(worst, cells)}",
+            f"{name_of(worst, cells)}",
         ),
-        Score(
-            "Attacks held off",
-            f"{headline['num_cells_held']} of {headline['num_cells']}",
-            "",
-            "the protected model ends with an error of at least scratch's",
-        ),
-        Score(
-            "Adversary's cost, least",
-            show_cost(cost),
-            "epochs" if cost.is_bound else "",
-            f"epochs to what scratch reaches, over scratch's: {_name(cheapest, cells)}",
-        ),
+        held_score(report, "the protected model ends with an error of at least scratch's"),
+        cost_score(cells),
         Score(
             "Original error",
             f"{original['protected']:.3f}",
@@ -165,7 +139,7 @@ def _distances_note(rows: Mapping[str, Row]) -> str:
 
 def _cells_table(report: Mapping[str, Any]) -> Table:
     cells = report["cells"]
-    names = ["attack", "domain"] if len(_domains(cells)) > 1 else ["attack"]
+    names = names_of(cells)
     found = [name for name in _DISTANCES if name in last_row(cells[0], "protected")]
     columns = ["gain", "outcome", "protected", "its least", "scratch", "unprotected", "cost"]
     return Table(
@@ -191,10 +165,9 @@ def _cells_table(report: Mapping[str, Any]) -> Table:
 
 
 def _values(cell: Mapping[str, Any]) -> list[str]:
-    outcome = "held" if cell["holds"] else "FAILED"
     return [
         _show(Estimate(**cell["transfer_gain"]), sign="+"),
-        f"{outcome} (noise)" if cell["is_clear"] is False else outcome,
+        cell_outcome(cell),
         _error(cell, "protected"),
         _error(cell, "protected", "peak"),
         _error(cell, "scratch"),
@@ -233,7 +206,7 @@ def _levels_table(report: Mapping[str, Any]) -> Table:
     return Table(
         title="Error by noise level",
         note=f"Of test images, by timestep, the least noise first. Restricted: under the worst "
-        f"attack, {_name(worst, report['cells'])}, with the first seed.",
+        f"attack, {name_of(worst, report['cells'])}, with the first seed.",
         columns=[
             "images and model",
             *(f"from {total * part // num_bins}" for part in range(num_bins)),

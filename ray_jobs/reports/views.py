@@ -5,8 +5,10 @@ write these. Everything is text already: numbers are rounded in one place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+NUM_CHARTS: Final = 7
+"""The worst, and as many again as fill two rows; more would repeat the table."""
 Outcome = Literal["held", "failed", "open"]
 """Open: measured, and for the reader to judge."""
 

@@ -1,9 +1,15 @@
 """How reports write numbers, counts and names, wherever they are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from protection.audit.scores import Cost, Estimate
+
+NOISE: Final = (
+    "Half of the 95 % interval of the mean over seeds (Student's t). Noise: the interval of a "
+    "difference includes 0."
+)
+"""What ± and noise mean."""
 
 
 def points(share: float, *, sign: str = "") -> str:
@@ -26,6 +32,11 @@ def show_stored(value: Mapping[str, Any], *, sign: str = "") -> str:
 def show_noise(is_clear: bool | None) -> str:
     """Write what a sentence adds to a difference that is not `is_clear`."""
     return {True: "", False: ", within the noise", None: ", by one seed"}[is_clear]
+
+
+def with_noise(outcome: str, is_clear: bool | None) -> str:
+    """Write an outcome in a table, and whether it may be chance."""
+    return f"{outcome} (noise)" if is_clear is False else outcome
 
 
 def show_cost(cost: Cost) -> str:

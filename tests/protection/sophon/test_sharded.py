@@ -17,8 +17,7 @@ from tests.protection.sophon.sharded_runs import (
     run_in_parts,
 )
 
-# One process has all of them: what they share takes half a minute to make.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("parts")]
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
