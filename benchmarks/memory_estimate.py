@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.environment import describe_environment
-from benchmarks.episode_memory import read_peak, start_peak
+from benchmarks.sophon_episode import read_peak, start_peak
 from protection.batches import TensorImages
 from protection.models import Classifier, ModelConfig, build_model
 from protection.savings import MemoryConfig, economize
@@ -74,7 +74,7 @@ def print_measured() -> None:
     )
     for row, (name, batch_size, memory) in enumerate(MEASURED):
         command = [sys.executable, "-m", "benchmarks.memory_estimate", "--row", str(row)]
-        # See benchmarks.episode_memory: resident memory then shows what is alive.
+        # See benchmarks.sophon_episode: resident memory then shows what is alive.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
         shown = json.loads(subprocess.check_output(command, text=True, env=environment))
         estimated, resident = shown["estimated"] / 2**20, shown["resident"] / 2**20

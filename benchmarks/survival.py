@@ -2,27 +2,28 @@
 
     python -m benchmarks.survival [--kills 10] [--jobs sophon sep] [--what worker node ...]
 
-On a local cluster of several Ray nodes, with an S3 server as storage, the same small job runs
-again and again on two workers; each run is disturbed once by kill -9, at a moment drawn evenly
-between its first round and its last:
+On a local cluster of several Ray nodes, with an S3 server as storage, the same small job runs on
+two workers, once for each kind of disturbance. A run is disturbed by kill -9 as often as asked, at
+random moments: as many of its rounds are drawn, without repetition, and each is struck once the run
+has come that far, after a random part of a round's time.
 
 - *worker*: the process of one of the two.
-- *node*: all processes of a Ray node that has a worker; a spare one is there.
+- *node*: all processes of a Ray node that has a worker; a spare one is there, each time.
 - *notice*: as *node*, said to Ray 15 s before, in a run that would not checkpoint by itself.
 - *driver*: the command itself, which is then given again.
 - *controller*: Ray Train's, which watches the workers.
-- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed in the first tenth, and
-  another joins once the run goes on with one worker.
+- *elastic*: with `workers: [1, 2]` and no spare node, a node is killed, and another joins once the
+  run goes on with one worker.
 
 A run counts as equal if it ended, and its weights differ from the undisturbed run's by at most 1e-5
 of their norm (SOPHON: sums are taken in another order), or its files by nothing (SEP). Time lost is
-what it took longer than the undisturbed run, starts of processes included.
+what it took longer than the undisturbed run, starts of processes included, divided by the number of
+kills.
 """
 
 import argparse
 import dataclasses
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -53,14 +54,9 @@ KILLS = ("worker", "node", "notice", "driver", "controller", "elastic")
 # A hang is a failure, too.
 LONGEST_SECONDS = 600.0
 NETWORK = ModelConfig(architecture="tests.conftest:TinyNetwork", image_size=8)
-FIXED = {
-    "workers": 2,
-    "max_failures": 2,
-    "wait_seconds": 120,
-    "checkpoint_interval_seconds": 2,
-}
+FIXED = {"workers": 2, "wait_seconds": 120, "checkpoint_interval_seconds": 2}
 NOTICE_SECONDS = 15
-UNTIL_NOTICE = {**FIXED, "max_failures": 0, "checkpoint_interval_seconds": 10_000}
+UNTIL_NOTICE = {**FIXED, "checkpoint_interval_seconds": 10_000}
 ELASTIC = {**FIXED, "workers": (1, 2), "resize_interval_seconds": 5}
 
 
@@ -75,7 +71,7 @@ class Job(NamedTuple):
 def main() -> None:
     """Run every job undisturbed, then disturbed; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10, help="of each kind, in each job")
+    parser.add_argument("--kills", type=int, default=10, help="in each run")
     parser.add_argument("--jobs", nargs="+", choices=["sophon", "sep"], default=["sophon", "sep"])
     parser.add_argument("--what", nargs="+", choices=KILLS, default=KILLS)
     parser.add_argument("--rounds", type=int, default=60, help="of SOPHON")
@@ -84,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"# What kills cost a run\n\n{describe_environment()}")
     print(f"Seed {options.seed}; every process has one thread.\n")
-    print("| job | killed | runs | ended | equal | undisturbed | time lost, median | range |")
+    print("| job | killed | kills | ended | equal | undisturbed | disturbed | time lost a kill |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with s3_server() as server, local_cluster(3) as cluster, tempfile.TemporaryDirectory() as home:
         jobs = prepare(server.location, options)
@@ -156,33 +152,33 @@ def measure(
     assert driver.ended(), driver.said()
     undisturbed = time.monotonic() - began
     times = [row["time"] for row in driver.rows()]
-    span = times[-1] - times[0]
-    print(f"{name}: {len(times)} rows in {span:.1f} s", file=sys.stderr)
-    rng = random.Random(f"{options.seed}-{name}")
+    one_row = (times[-1] - times[0]) / (len(times) - 1)
+    print(f"{name}: {len(times)} rows, {one_row:.2f} s each", file=sys.stderr)
     for what in options.what:
-        lost, ended, equal = [], 0, 0
-        for number in range(options.kills):
-            output = bucket / f"{name}-{what}-{number}"
-            config = {"elastic": ELASTIC, "notice": UNTIL_NOTICE}.get(what, FIXED)
-            set_nodes(cluster, is_spare=what != "elastic")
-            began = time.monotonic()
-            driver = begin(job, config, output, cluster, home)
-            # What is left must last longer than what is to come.
-            moment = rng.random() * span * (0.1 if what in ("elastic", "notice") else 1)
-            driver.wait_for_rows(1)
-            time.sleep(moment)
+        rng = random.Random(f"{options.seed}-{name}-{what}")
+        output = bucket / f"{name}-{what}"
+        config = {"elastic": ELASTIC, "notice": UNTIL_NOTICE}.get(what, FIXED)
+        began = time.monotonic()
+        set_nodes(cluster, is_spare=what != "elastic")
+        failures = 0 if what == "notice" else options.kills
+        driver = begin(job, {**config, "max_failures": failures}, output, cluster, home)
+        for row in sorted(rng.sample(range(1, len(times)), options.kills)):
+            driver.wait_for_rows(row)
+            time.sleep(rng.random() * one_row)
             disturb(what, driver, cluster, rng)
-            is_ended = driver.ended()
-            seconds = time.monotonic() - began
-            is_equal = is_ended and job.is_equal(str(expected), str(output))
-            ended, equal = ended + is_ended, equal + is_equal
-            lost.append(seconds - undisturbed)
-            print(f"{name} {what} at {moment:.1f} s: {seconds:.1f} s", file=sys.stderr)
-            if not is_equal:
-                print(driver.said(), file=sys.stderr)
+            set_nodes(cluster, is_spare=what != "elastic")
+            print(
+                f"{name} {what} in row {row} at {time.monotonic() - began:.1f} s", file=sys.stderr
+            )
+        is_ended = driver.ended()
+        seconds = time.monotonic() - began
+        is_equal = is_ended and job.is_equal(str(expected), str(output))
+        if not is_equal:
+            print(driver.said(), file=sys.stderr)
         print(
-            f"| {job.verb} | {what} | {options.kills} | {ended} | {equal} | {undisturbed:.0f} s |"
-            f" {statistics.median(lost):.0f} s | {min(lost):.0f} to {max(lost):.0f} s |",
+            f"| {job.verb} | {what} | {options.kills} | {'yes' if is_ended else 'NO'} |"
+            f" {'yes' if is_equal else 'NO'} | {undisturbed:.0f} s | {seconds:.0f} s |"
+            f" {(seconds - undisturbed) / options.kills:.0f} s |",
             flush=True,
         )
 
