@@ -1,5 +1,6 @@
 """Recipes from files and from plain values, checked as the command line checks them."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -39,8 +40,9 @@ def recipe_from(values: Mapping[str, Any], recipe_type: type[Recipe]) -> Recipe:
         ValueError: the recipe refuses a value.
     """
     parser = _parser(recipe_type)
+    own = copy.deepcopy(dict(values))  # the parser changes what is nested in it
     try:
-        return recipe_type(**vars(parser.instantiate(parser.parse_object(dict(values)))))
+        return recipe_type(**vars(parser.instantiate(parser.parse_object(own))))
     except ArgumentError as error:
         raise UsageError(plain(error)) from error
 

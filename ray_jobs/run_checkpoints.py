@@ -17,9 +17,11 @@ import torch
 
 from protection.workers import Workers
 from ray_jobs.cluster import RUN_NAME, SCORE
+from ray_jobs.errors import JobError
 from ray_jobs.reporting import NOTICE, ROWS, Row
 from ray_jobs.runs import Run
 from storage.blobs import open_blobs
+from storage.copying import copy_commit
 from storage.errors import AlreadyCommittedError
 from storage.location import Location
 from storage.manifest import MANIFEST_NAME
@@ -147,8 +149,7 @@ def _load_newest(state: Resumable, this_run: Run, rows: list[Row]) -> tuple[Plac
     """Place of what was loaded, of round 0 if nothing was, and the attempt that this begins."""
     folder = _checkpoints(this_run)
     # Not what Ray registered: a checkpoint can be whole before the controller hears of it.
-    matches = map(_COMMITTED.fullmatch, open_blobs(folder).list("round-"))
-    places = sorted(Place(int(match[1]), int(match[2])) for match in matches if match)
+    places = _places(folder)
     last_attempt = max((place.attempt for place in places), default=1)
     for place in reversed(places):
         try:
@@ -169,6 +170,29 @@ def _load_newest(state: Resumable, this_run: Run, rows: list[Row]) -> tuple[Plac
     if rows:
         rows.append({NOTICE: "no checkpoint is whole: starting again"})
     return Place(0, 0), last_attempt + bool(rows)
+
+
+def copy_checkpoint(source: Location, destination: Location, *, num_done: int) -> None:
+    """Give the run at ``destination`` what the one at ``source`` had after so many rounds.
+
+    Raises:
+        JobError: it has no such checkpoint.
+    """
+    places = [place for place in _places(source / RUN_NAME) if place.num_done == num_done]
+    if not places:
+        raise JobError(
+            f"{source} has no checkpoint of round {num_done}, which another run is to go on from; "
+            "expected it to be kept"
+        )
+    name = places[-1].name
+    for _ in copy_commit(source / RUN_NAME / name, destination / RUN_NAME / name):
+        pass
+
+
+def _places(folder: Location) -> list[Place]:
+    """Places of the whole checkpoints in ``folder``, the oldest first."""
+    matches = map(_COMMITTED.fullmatch, open_blobs(folder).list("round-"))
+    return sorted(Place(int(match[1]), int(match[2])) for match in matches if match)
 
 
 def _num_done(name: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import ray
+from ray.tune.schedulers import TrialScheduler
 
 from ray_jobs import audit_data, audit_model
 from ray_jobs.audit_data import AuditData
@@ -19,6 +20,8 @@ from ray_jobs.audit_model import AuditModel
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.connection import connect
 from ray_jobs.errors import JobError, UsageError
+from ray_jobs.population import RATES
+from ray_jobs.protect_model import ProtectModel
 from ray_jobs.recipes import read_recipe, to_plain
 from ray_jobs.runs import Run, begin, find_run
 from ray_jobs.sweep_progress import SweepProgress
@@ -35,13 +38,22 @@ from ray_jobs.sweep_space import (
     own_values,
     with_values,
 )
-from ray_jobs.sweep_trials import SCORE, Plan, run_trial
+from ray_jobs.sweep_trials import SCORE, Plan, recipe_of, run_trial
 from ray_jobs.swept_jobs import SWEPT_JOBS, Judge
-from ray_jobs.tuning import concurrent_trials, early_stopping, has_begun, run_trials, searcher
+from ray_jobs.tuning import (
+    concurrent_trials,
+    early_stopping,
+    has_begun,
+    population_based,
+    run_trials,
+    searcher,
+)
 from storage.blobs import open_blobs
 from storage.commit import is_committed
 
 _CONCURRENT: Final = "concurrent.json"
+# Seconds between checkpoints that are made after so many rounds alone.
+_NEVER: Final = 1e9
 # The job that audits what a job makes.
 _AUDITS: Final[dict[str, Callable[[Any], str]]] = {
     "protect-model": audit_model.run,
@@ -91,8 +103,7 @@ def run(job: Sweep) -> str:
             f"none of {len(trials)} trials was measured, the first because "
             f"{trials[0].error if trials else 'none began'}; expected at least one"
         )
-    output = str(this_run.output / "winner")
-    winner = with_values(opened.base, {**trials[0].fields, "output": output})
+    winner = recipe_of(trials[0], opened.base, output=this_run.output / "winner")
     audit = None if opened.audit is None else _audit(job, opened.audit, trials[0], this_run)
     commit_sweep(
         job,
@@ -114,11 +125,36 @@ def _open(job: Sweep) -> _Opened:
         if name in space:
             raise UsageError(f"fixed has {name}, which space {job.space} sets; expected it in one")
     check_space(base, space)
+    if job.scheduler == "pbt":
+        base = _as_population(job, base, space)
     num_trials = job.trials or math.prod(len(ends(name, space[name])) for name in as_grid(space))
     audit = None
     if job.audit is not None:
         audit = read_recipe(Path(job.audit), _AUDIT_RECIPES[job.job])
     return _Opened(base, space, audit, num_trials)
+
+
+def _as_population(job: Sweep, base: ProtectModel, space: Space) -> ProtectModel:
+    """``base`` with the checkpoints that trials go on from each other by."""
+    for name in space:
+        if name not in RATES:
+            raise UsageError(
+                f"scheduler is pbt, but space {job.space} sets {name}, which cannot change while a "
+                f"model is protected; expected no more than {' and '.join(RATES)}"
+            )
+    rounds = base.sophon.rounds
+    every = job.change_every or max(1, rounds // 4)
+    if every >= rounds:
+        raise UsageError(
+            f"change_every is {every}, but sophon.rounds is {rounds}; expected a part of them"
+        )
+    cluster = dataclasses.replace(
+        base.cluster,
+        checkpoint_interval_rounds=every,
+        checkpoint_interval_seconds=_NEVER,
+        keep_checkpoints=rounds // every + 1,  # the one that is needed is not always the newest
+    )
+    return dataclasses.replace(base, cluster=cluster)
 
 
 def _whole(job: Sweep, opened: _Opened) -> _WholeSweep:
@@ -145,6 +181,12 @@ def _concurrent(job: Sweep, cluster: ClusterConfig, this_run: Run) -> int:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     room = concurrent_trials(nodes, cluster)
+    wanted = min(room, job.max_concurrent_trials or room)
+    if job.scheduler == "pbt" and wanted < (job.trials or 0):
+        raise UsageError(
+            f"scheduler is pbt and trials is {job.trials}, but {wanted} can run at a time, and "
+            f"trials are compared that run side by side; expected at most {wanted}"
+        )
     kept = open_blobs(this_run.state)
     if has_begun(this_run.state):
         concurrent: int = json.loads(kept.get(_CONCURRENT))
@@ -154,15 +196,17 @@ def _concurrent(job: Sweep, cluster: ClusterConfig, this_run: Run) -> int:
                 f"{room}; expected a cluster like the one it began on (or remove {this_run.state})"
             )
         return concurrent
-    return min(room, job.max_concurrent_trials or room)
+    return wanted
 
 
 def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> None:
     shared = Run(this_run.output, this_run.state / "shared", this_run.logs / "shared", {})
     judge = Judge(job.quick_audit, job.appropriator, job.max_original_drop, shared)
-    rounds = SWEPT_JOBS[job.job].rounds
-    num_steps = rounds.number(opened.base) if rounds and job.scheduler == "asha" else None
-    plan = Plan(job.job, opened.base, this_run.output, this_run.state, judge, bool(num_steps))
+    scheduler, report_every = _scheduler(job, opened)
+    is_population = job.scheduler == "pbt"
+    plan = Plan(
+        job.job, opened.base, this_run.output, this_run.state, judge, report_every, is_population
+    )
     metrics = ["drop", "gain"] if job.objective == "pareto" else [SCORE]
     search, param_space = searcher(
         job.search,
@@ -182,7 +226,7 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
         param_space=param_space,
         num_samples=job.trials or 1,
         search=search,
-        scheduler=early_stopping(num_steps=num_steps) if num_steps else None,
+        scheduler=scheduler,
         max_failures=opened.base.cluster.max_failures,
         state=this_run.state,
         callback=SweepProgress(
@@ -192,6 +236,17 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
             concurrent=concurrent,
         ),
     )
+
+
+def _scheduler(job: Sweep, opened: _Opened) -> tuple[TrialScheduler | None, int | None]:
+    """Return who compares trials while they run, and after how many rounds each."""
+    rounds = SWEPT_JOBS[job.job].rounds
+    if job.scheduler == "none" or rounds is None:
+        return None, None
+    if job.scheduler == "asha":
+        return early_stopping(num_steps=rounds.number(opened.base)), 1
+    every = opened.base.cluster.checkpoint_interval_rounds
+    return population_based(opened.space, every=every), every
 
 
 def _audit(job: Sweep, audit: Any, winner: Trial, this_run: Run) -> str:

@@ -9,7 +9,7 @@ from ray_jobs.quick_audit import QuickAudit
 from ray_jobs.swept_jobs import SWEPT_JOBS
 
 SEARCHES: Final = ("random", "grid", "optuna")
-SCHEDULERS: Final = ("none", "asha")
+SCHEDULERS: Final = ("none", "asha", "pbt")
 OBJECTIVES: Final = ("constrained", "pareto")
 # Jobs whose output has an audit.
 _AUDITED: Final = ("protect-model", "protect-data")
@@ -37,7 +37,11 @@ class Sweep:
     trials: int | None = 16
     """Trials to run; null for a grid, which knows."""
     scheduler: str = "none"
-    """none, or asha: stop trials early whose rounds show less than those of others."""
+    """none; asha: stop trials early whose rounds show less than those of others; or pbt, for
+    protect-model, population-based training of the two learning rates: a trial whose rounds show
+    less goes on from one whose rounds show more, with rates somewhat other than that one's."""
+    change_every: int | None = None
+    """For pbt: rounds between two such comparisons; null: a quarter of them."""
     objective: str = "constrained"
     """constrained, or pareto: for protect-model, also search along the trade of original accuracy
     against protection."""
@@ -89,6 +93,17 @@ class Sweep:
             raise ValueError(
                 f"scheduler is asha, but rounds of {self.job} say nothing of how it will do; "
                 "expected none"
+            )
+        if self.scheduler == "pbt" and (self.job != "protect-model" or self.search != "random"):
+            raise ValueError(
+                f"scheduler is pbt, but job is {self.job} and search {self.search}; expected "
+                "protect-model, whose learning rates can change on the way, and random, from which "
+                "the population begins"
+            )
+        if self.change_every is not None and (self.scheduler != "pbt" or self.change_every < 1):
+            raise ValueError(
+                f"change_every is {self.change_every} and scheduler {self.scheduler}; expected a "
+                "number of rounds with pbt, and null with any other"
             )
         if self.objective == "pareto" and (self.job != "protect-model" or self.scheduler != "none"):
             raise ValueError(

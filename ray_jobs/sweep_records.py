@@ -32,7 +32,7 @@ class Trial:
     state: str
     """running, finished, stopped (by the scheduler) or failed."""
     fields: Mapping[str, Any]
-    """Recipe fields that it set."""
+    """Recipe fields that it set, or that its line of trials began with."""
     began: float
     """Unix time."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +41,8 @@ class Trial:
     """What the search minimises; None where nothing was measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """In all, and of which: until the first round, rounds, the rest of the job, measuring."""
+    rate_changes: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """What population-based training changed of them since, with the rounds."""
     location: str | None = None
     """What it made."""
     error: str | None = None

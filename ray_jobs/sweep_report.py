@@ -136,7 +136,9 @@ class _Table:
     def __init__(self, job: Sweep, trials: Sequence[Trial]) -> None:
         fields, self._shown = list(trials[0].fields), SWEPT_JOBS[job.job].shown
         names = [field.split(".", 1)[-1] for field in fields]
-        self.columns = ["trial", *names, *self._shown, "state", "time"]
+        self._has_changes = any(trial.rate_changes for trial in trials)
+        changes = ["changes"] if self._has_changes else []
+        self.columns = ["trial", *names, *changes, *self._shown, "state", "time"]
         self.rows = [[*self._cells(trial, fields)] for trial in trials]
 
     def _cells(self, trial: Trial, fields: Sequence[str]) -> list[str]:
@@ -144,6 +146,7 @@ class _Table:
         return [
             trial.trial_id,
             *(_text(trial.fields[field]) for field in fields),
+            *([_changes(trial)] if self._has_changes else []),
             *(percent(metrics.get(name)) for name in self._shown),
             trial.state if trial.error is None else f"{trial.state}: {trial.error}",
             duration(trial.seconds["total"]) if "total" in trial.seconds else "-",
@@ -158,6 +161,16 @@ class _Table:
         for index, row in enumerate(self.rows):
             table.add_row(*row, style="bold" if index == 0 else None)
         return table
+
+
+def _changes(trial: Trial) -> str:
+    """What population-based training changed, in the order of the columns before."""
+    each = [
+        f"round {change['from_round']}: "
+        f"{', '.join(_text(change[field.rsplit('.', 1)[-1]]) for field in trial.fields)}"
+        for change in trial.rate_changes
+    ]
+    return "; ".join(each) or "-"
 
 
 def _text(value: Any) -> str:

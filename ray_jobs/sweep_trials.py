@@ -5,18 +5,20 @@ measure have theirs. A trial that died is continued: the job finds its own run a
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ray import tune
 
 from ray_jobs.connection import connect
 from ray_jobs.errors import JobError
+from ray_jobs.population import Place, continued, given_place, report_place, take_over
 from ray_jobs.reporting import METRICS_FILE, NOTICE, Row, appended_rows
 from ray_jobs.runs import Run, logs_beside
 from ray_jobs.sweep_records import (
@@ -33,7 +35,7 @@ from ray_jobs.sweep_space import with_values
 from ray_jobs.swept_jobs import SWEPT_JOBS, Judge
 from storage.commit import is_committed
 from storage.errors import StorageError
-from storage.location import Location
+from storage.location import Location, parse_location
 
 SCORE: Final = "score"
 PROGRESS: Final = "progress"
@@ -51,8 +53,10 @@ class Plan(NamedTuple):
     state: Location
     """Of the sweep's run."""
     judge: Judge
-    is_followed: bool
-    """Whether a scheduler wants the rows of a run."""
+    report_every: int | None
+    """Rounds after which the scheduler hears of a run; None: it need not."""
+    is_population: bool
+    """Whether trials go on from each other."""
 
 
 def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
@@ -70,8 +74,12 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
         write_trial(plan.state, trial)
     # Another state: the driver died before Tune had heard of it.
     if trial.state == RUNNING:
+        place = given_place() if plan.is_population else None
+        if place is not None:
+            trial = continued(trial, place, sampled)
+            write_trial(plan.state, trial)
         try:
-            trial = carry_out(plan, trial)
+            trial = carry_out(plan, trial, place)
         except (JobError, ValueError, StorageError) as error:
             seconds = {"total": time.time() - trial.began}
             trial = dataclasses.replace(trial, state=FAILED, error=str(error), seconds=seconds)
@@ -86,20 +94,30 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
         tune.report({SCORE: UNMEASURED, **dict.fromkeys(shown, 1.0)})
 
 
-def carry_out(plan: Plan, trial: Trial) -> Trial:
+def carry_out(plan: Plan, trial: Trial, place: Place | None) -> Trial:
     """Run the job with the trial's fields, if it has not run, and measure what it made.
+
+    Where there is a ``place``, the run goes on from there.
 
     Raises:
         JobError, ValueError, StorageError: it failed.
     """
     swept, began = SWEPT_JOBS[plan.job], time.time()
-    output = plan.output / f"trials/{trial.trial_id}"
-    job = with_values(plan.base, {**trial.fields, "output": str(output)})
+    output = plan.output / f"trials/{_folder(trial)}"
+    job = recipe_of(trial, plan.base, output=output)
     connect(job.cluster)
     state = output.sibling(".run")
     rows: list[Row] = []
     if swept.run is not None and not is_committed(output):
-        with _rows_of(logs_beside(state), plan) as rows:
+        if place is not None:
+            take_over(place, state)
+        here = Place(
+            state=str(state),
+            num_done=0 if place is None else place.num_done,
+            fields=trial.fields,
+            rate_changes=trial.rate_changes,
+        )
+        with _rows_of(here, plan) as rows:
             swept.run(job)
     job_done = time.time()
     own = Run(output, state / "measured", logs_beside(state) / "measured", {})
@@ -117,12 +135,29 @@ def carry_out(plan: Plan, trial: Trial) -> Trial:
     )
 
 
+def recipe_of(trial: Trial, base: Any, *, output: Location) -> Any:
+    """The recipe by which ``trial`` makes its ``output``: that of the sweep with its own values."""
+    values = {**trial.fields, "output": str(output)}
+    if trial.rate_changes:
+        values["sophon.rate_changes"] = trial.rate_changes
+    return with_values(base, values)
+
+
+def _folder(trial: Trial) -> str:
+    """Name of the place of what ``trial`` makes: another recipe has another output."""
+    if not trial.rate_changes:
+        return trial.trial_id
+    line = json.dumps([trial.fields, trial.rate_changes], sort_keys=True)
+    return f"{trial.trial_id}-{hashlib.sha256(line.encode()).hexdigest()[:8]}"
+
+
 @contextmanager
-def _rows_of(logs: Path, plan: Plan) -> Iterator[list[Row]]:
+def _rows_of(here: Place, plan: Plan) -> Iterator[list[Row]]:
     """Collect the rows that a run in the body writes; report them to Tune if the plan says so.
 
     In a thread, because the job waits for its workers in this one.
     """
+    logs = logs_beside(parse_location(here.state))
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / METRICS_FILE
     path.touch()
@@ -131,11 +166,12 @@ def _rows_of(logs: Path, plan: Plan) -> Iterator[list[Row]]:
 
     def follow() -> None:
         # From the first on: a run that is continued tells the scheduler again where it was.
+        shown: list[float] = []
         for row in appended_rows(path, 0, until=stop.is_set):
             if NOTICE not in row:
                 rows.append(row)
-                if plan.is_followed:
-                    _report(row, plan)
+                if plan.report_every is not None:
+                    _report(row, shown, here, plan)
 
     # A trial that the scheduler stops must not wait for it.
     thread = threading.Thread(target=follow, name="rows", daemon=True)
@@ -147,12 +183,25 @@ def _rows_of(logs: Path, plan: Plan) -> Iterator[list[Row]]:
         thread.join()
 
 
-def _report(row: Row, plan: Plan) -> None:
-    rounds = SWEPT_JOBS[plan.job].rounds
+def _report(row: Row, shown: list[float], here: Place, plan: Plan) -> None:
+    """Tell the scheduler what rounds have ``shown`` since it heard last, this one among them."""
+    rounds, every = SWEPT_JOBS[plan.job].rounds, plan.report_every
     assert rounds is not None  # the sweep refuses a scheduler without them
+    assert every is not None
+    num_done = row[rounds.step] + 1
+    if num_done <= here.num_done:
+        return  # of another run, which has reported it
     progress = rounds.progress(row, plan.judge.max_original_drop)
     if progress is not None:
-        tune.report({SCORE: UNMEASURED, PROGRESS: progress, STEP: row[rounds.step] + 1})
+        shown.append(progress)
+    if num_done % every or not shown:
+        return
+    metrics = {SCORE: UNMEASURED, PROGRESS: sum(shown) / len(shown), STEP: num_done}
+    shown.clear()
+    if not plan.is_population:
+        tune.report(metrics)
+    elif num_done < rounds.number(plan.base):
+        report_place(metrics, dataclasses.replace(here, num_done=num_done))
 
 
 def _durations(rows: list[Row], *, began: float, job_done: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Ray Tune, as a sweep uses it: search, scheduler, resuming, and no word on the terminal."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -9,14 +10,15 @@ from typing import Any, Final
 
 import optuna
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Categorical
 
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.connection import require_room
 from ray_jobs.errors import JobError
-from ray_jobs.sweep_space import Space, as_grid
+from ray_jobs.sweep_space import Space, as_grid, ends
 from ray_jobs.sweep_trials import PROGRESS, STEP
 from storage.blobs import open_blobs
 from storage.location import Location
@@ -59,7 +61,7 @@ def run_trials(
         param_space: what is sampled from.
         num_samples: trials, or for a grid passes over it.
         search: what to try next.
-        scheduler: what to stop early; None: nothing.
+        scheduler: what to stop early, or to go on from another; None: nothing.
         max_failures: times that a trial whose process was lost is begun again.
         state: of the sweep's run.
         callback: hears of every trial.
@@ -172,6 +174,29 @@ def early_stopping(*, num_steps: int) -> TrialScheduler:
         grace_period=max(1, num_steps // 4),
         reduction_factor=2,
     )
+
+
+def population_based(space: Space, *, every: int) -> TrialScheduler:
+    """Return a scheduler by which, each so many steps, the last quarter goes on from the first."""
+    return PopulationBasedTraining(
+        time_attr=STEP,
+        metric=PROGRESS,
+        mode="min",
+        perturbation_interval=every,
+        hyperparam_mutations=dict(space),
+        custom_explore_fn=functools.partial(_within, space),
+        # The last report of a trial is what was measured in the end.
+        require_attrs=False,
+    )
+
+
+def _within(space: Space, values: dict[str, Any]) -> dict[str, Any]:
+    """``values``, changed by a factor, no further than the ends of their ranges."""
+    for name, domain in space.items():
+        if not isinstance(domain, Categorical):
+            low, high = ends(name, domain)
+            values[name] = min(max(values[name], low), high)
+    return values
 
 
 def concurrent_trials(nodes: list[dict[str, float]], cluster: ClusterConfig) -> int:

@@ -177,9 +177,10 @@ def _round_start(state: SophonState, config: SophonConfig) -> RoundStart | None:
 
 def _set_rates(state: SophonState, round_index: int, config: SophonConfig) -> None:
     factor = SCHEDULES[config.schedule](round_index / config.rounds)
+    alpha, beta = config.rates_at(round_index)
     for optimizer, rate in (
-        (state.suppression_optimizer, config.suppression_lr),
-        (state.reinforcement_optimizer, config.reinforcement_lr),
+        (state.suppression_optimizer, alpha),
+        (state.reinforcement_optimizer, beta),
     ):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor

@@ -10,6 +10,24 @@ from protection.sophon.losses import SUPPRESSION_LOSSES
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateChange:
+    """Other learning rates from some round on, as population-based training finds them."""
+
+    from_round: int
+    """Rounds before it keep the rates before it."""
+    suppression_lr: float | None = None
+    """Null: as before."""
+    reinforcement_lr: float | None = None
+    """Null: as before."""
+
+    def __post_init__(self) -> None:
+        """Reject what no optimizer can use."""
+        if self.from_round < 1:
+            raise ValueError(f"from_round is {self.from_round}; expected at least 1")
+        _check_rates(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SophonConfig:
     """Non-fine-tunable learning; every default is the released code's unless it says otherwise."""
 
@@ -40,6 +58,8 @@ class SophonConfig:
     """Original images per reinforcement step."""
     reinforcement_shards: int = 1
     """Parts of that batch that workers share; BatchNorm sees one part at a time."""
+    rate_changes: list[RateChange] = field(default_factory=list)
+    """Changes of both learning rates, in order of their rounds."""
     schedule: str = "constant"
     """Of both learning rates over the rounds: constant, as in the paper, or cosine, down to zero at
     the end: the last rounds then undo what a high rate costs the original domain."""
@@ -83,9 +103,13 @@ class SophonConfig:
             raise ValueError(
                 f"reinforcement_steps is {self.reinforcement_steps}; expected 0 or more"
             )
-        for name in ("suppression_lr", "reinforcement_lr"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected between 0 and 1")
+        _check_rates(self)
+        starts = [change.from_round for change in self.rate_changes]
+        if starts != sorted(set(starts)):
+            raise ValueError(
+                f"rate_changes begin with the rounds {', '.join(map(str, starts))}; expected each "
+                "after the one before"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; expected a positive number or null")
         if not 0 < self.max_original_drop <= 1:
@@ -113,6 +137,15 @@ class SophonConfig:
                 f"images a shard; expected at most {self.reinforcement_batch_size // 2}"
             )
 
+    def rates_at(self, round_index: int) -> tuple[float, float]:
+        """Learning rates of suppression and reinforcement, before their schedule."""
+        alpha, beta = self.suppression_lr, self.reinforcement_lr
+        for change in self.rate_changes:
+            if change.from_round <= round_index:
+                alpha = change.suppression_lr or alpha
+                beta = change.reinforcement_lr or beta
+        return alpha, beta
+
     @property
     def most_parts(self) -> int:
         """Into how many parts support and query batches can be cut: BatchNorm needs 2 images."""
@@ -121,3 +154,10 @@ class SophonConfig:
     @property
     def _batch_sizes(self) -> list[int]:
         return [size for family in self.adversary for size in family.batch_sizes]
+
+
+def _check_rates(config: SophonConfig | RateChange) -> None:
+    for name in ("suppression_lr", "reinforcement_lr"):
+        rate = getattr(config, name)
+        if rate is not None and not 0 < rate < 1:
+            raise ValueError(f"{name} is {rate}; expected between 0 and 1")

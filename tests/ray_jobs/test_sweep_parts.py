@@ -189,7 +189,7 @@ def test_trial_goes_on_by_what_its_record_says(
     write_trial(location, dataclasses.replace(a_measured(1, 0.1), state=state))
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
     monkeypatch.setattr(tune, "report", seen.append)
-    plan: Any = SimpleNamespace(state=location, job="protect-model")
+    plan: Any = SimpleNamespace(state=location, job="protect-model", is_population=False)
     monkeypatch.setattr(sweep_trials, "carry_out", fail)
     sweep_trials.run_trial(plan, {})
     assert seen == reported
@@ -208,7 +208,7 @@ def test_trial_that_the_scheduler_stopped_stays_stopped(
 
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t1"))
     monkeypatch.setattr(sweep_trials, "carry_out", come_down)
-    plan: Any = SimpleNamespace(state=location, job="protect-model")
+    plan: Any = SimpleNamespace(state=location, job="protect-model", is_population=False)
     sweep_trials.run_trial(plan, {})
     assert read_trials(location) == [a_trial(1, state="stopped")]
 

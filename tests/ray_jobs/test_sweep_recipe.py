@@ -23,6 +23,8 @@ from storage.blobs import open_blobs
 from storage.location import parse_location
 from tests.ray_jobs.conftest import ORIGINAL, RESTRICTED
 
+PBT = {"scheduler": "pbt", "search": "random"}
+
 
 def a_sweep(**values: Any) -> Sweep:
     known = {"job": "protect-model", "recipe": "r.yaml", "space": "sophon", "output": "out"}
@@ -34,7 +36,9 @@ def a_sweep(**values: Any) -> Sweep:
     [
         ({"job": "protect-modle"}, r"job is 'protect-modle'.*did you mean protect-model\?"),
         ({"search": "optunna"}, r"search is 'optunna'.*did you mean optuna\?"),
-        ({"scheduler": "pbt"}, "scheduler is 'pbt'; expected one of none, asha"),
+        ({"scheduler": "pbd"}, r"scheduler is 'pbd'; expected one of none, asha, pbt \(did"),
+        ({"scheduler": "pbt"}, "scheduler is pbt, but job is protect-model and search optuna"),
+        ({"change_every": 5}, "change_every is 5 and scheduler none; expected .* null"),
         ({"search": "grid"}, "trials is 16, but search is grid; expected null"),
         ({"trials": None}, "trials is None, but search is optuna"),
         ({"trials": 0}, "trials is 0; expected at least 1"),
@@ -79,6 +83,8 @@ def job(model: str, tmp_path: Path) -> Sweep:
         ),
         ({"audit": "no-such.yaml"}, r"no-such\.yaml is no file"),
         ({"job": "pretrain", "space": "pretraining"}, "yaml is no recipe of Pretrain: "),
+        (PBT, r"space sophon sets sophon\.reinforcement_steps, which cannot change while a model"),
+        (PBT | {"space": "sophon-rates", "change_every": 800}, r"but sophon\.rounds is 800"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_cluster_starts(
@@ -122,6 +128,12 @@ def test_a_smaller_cluster_than_the_sweep_began_on_is_refused(
     assert sweep._concurrent(job, ClusterConfig(), this_run) == 2
     fewer = dataclasses.replace(job, max_concurrent_trials=1)
     assert sweep._concurrent(fewer, ClusterConfig(), this_run) == 1
+
+    population = dataclasses.replace(job, **PBT, trials=2)
+    assert sweep._concurrent(population, ClusterConfig(), this_run) == 2
+    for larger in ({"trials": 3}, {"max_concurrent_trials": 1}):
+        with pytest.raises(UsageError, match=r"can run at a time, .* compared .* side by side"):
+            sweep._concurrent(dataclasses.replace(population, **larger), ClusterConfig(), this_run)
 
     monkeypatch.setattr(sweep, "has_begun", lambda _: True)
     kept = open_blobs(this_run.state)

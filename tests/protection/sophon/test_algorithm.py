@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from protection.batches import TensorImages
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.algorithm import SophonState, draw_episodes, protect, start
-from protection.sophon.config import SophonConfig
+from protection.sophon.config import RateChange, SophonConfig
 from protection.sophon.domains import Domains
 from protection.sophon.losses import inverse_cross_entropy
 from protection.sophon.suppression import suppress, suppression_gradient
@@ -80,6 +81,25 @@ def test_cosine_takes_both_rates_down_and_a_resumed_run_with_them() -> None:
     resumed = start(tiny_classifier(dropout=0.2), config)
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))
     list(protect(resumed, domains(), config=config))
+    assert_same_weights(state, resumed)
+
+
+def test_changed_rates_are_those_of_a_run_that_goes_on_with_them() -> None:
+    changes = [RateChange(from_round=2, suppression_lr=0.004), RateChange(from_round=3)]
+    changed = a_config(rate_changes=changes, schedule="cosine")
+    alpha, beta = changed.suppression_lr, changed.reinforcement_lr
+    rates = [changed.rates_at(index) for index in range(4)]
+    assert rates == [(alpha, beta), (alpha, beta), (0.004, beta), (0.004, beta)]
+
+    state = trained(changed)
+    list(protect(state, domains(), config=changed))
+    first = trained(before := a_config(schedule="cosine"))
+    rounds = protect(first, domains(), config=before)
+    next(rounds), next(rounds)
+    after = a_config(suppression_lr=0.004, schedule="cosine")
+    resumed = start(tiny_classifier(dropout=0.2), after)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    list(protect(resumed, domains(), config=after))
     assert_same_weights(state, resumed)
 
 
@@ -207,6 +227,7 @@ def test_domains_that_do_not_fit_are_refused_before_the_first_round() -> None:
         ({"suppression_lr": 3}, "suppression_lr is 3; expected between 0 and 1"),
         ({"max_original_drop": 5}, r"max_original_drop is 5, a share.*did you mean 0.05\?"),
         ({"clip_norm": 0}, "clip_norm is 0"),
+        ({"rate_changes": [RateChange(from_round=2)] * 2}, "rounds 2, 2; expected each after"),
         ({"reinforcement_steps": -1}, "reinforcement_steps is -1"),
         ({"adversary": []}, "adversary is empty"),
         ({"reinforcement_shards": 20}, "reinforcement_shards is 20.*at most 10"),
@@ -215,6 +236,18 @@ def test_domains_that_do_not_fit_are_refused_before_the_first_round() -> None:
 def test_bad_sophon_config_names_value_and_fix(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         a_config(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"from_round": 0}, "from_round is 0; expected at least 1"),
+        ({"from_round": 3, "reinforcement_lr": 2.0}, r"reinforcement_lr is 2\.0; expected between"),
+    ],
+)
+def test_bad_rate_change_names_value_and_fix(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RateChange(**change)
 
 
 @pytest.mark.parametrize(
