@@ -3,14 +3,22 @@
 Members are loaded once for the whole run. Where workers form groups, each loads its part.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from protection.models import Classifier
 from protection.sep.config import SepConfig
 from protection.sep.gradients import Ensemble, build_ensemble
-from protection.sep.trajectory import Member, class_means, evenly_spaced, target_labels
+from protection.sep.trajectory import (
+    Member,
+    class_means,
+    evenly_spaced,
+    in_host_memory,
+    target_labels,
+)
 from ray_jobs.trajectories import Trajectory
 from ray_jobs.workers import WorkerGroups
 from storage.datasets import ImageDataset
@@ -38,23 +46,60 @@ def load_ensemble(
     Raises:
         StorageError: a checkpoint cannot be read.
     """
-    chosen = evenly_spaced(config.members, total=len(trajectory.checkpoints))
-    models = {
-        number: trajectory.load(chosen[number]).to(device)
-        for number in groups.within.share(config.members)
-    }
-    means: dict[int, Tensor | None] = dict.fromkeys(models)
+    members = _load_members(trajectory, config, groups, device)
+    means: dict[int, Tensor | None] = dict.fromkeys(members)
     if config.feature_alignment:
-        measured = class_means(list(models.values()), reference, workers=groups.across)
-        means = dict(zip(models, measured, strict=True))
+        means = _measure_means(members, reference, groups)
     return build_ensemble(
-        {number: Member(model, means[number]) for number, model in models.items()},
+        {number: member._replace(class_means=means[number]) for number, member in members.items()},
         size=config.members,
         vectorised_members=config.vectorised_members,
         precision=getattr(torch, config.precision),
         inner_class_means=_last_means(means, config, groups) if config.last_member_means else None,
         workers=groups.within,
     )
+
+
+def _load_members(
+    trajectory: Trajectory, config: SepConfig, groups: WorkerGroups, device: torch.device
+) -> dict[int, Member]:
+    """Members of this worker, without class means."""
+    chosen = evenly_spaced(config.members, total=len(trajectory.checkpoints))
+    members: dict[int, Member] = {}
+    shared: Classifier | None = None
+    for number in (own := list(groups.within.share(config.members))):
+        model = trajectory.load(chosen[number])
+        if not members and _is_streamed(model, config, num_members=len(own), device=device):
+            shared = copy.deepcopy(model).to(device)
+        if shared is None:
+            members[number] = Member(model.to(device), None)
+        else:
+            weights = in_host_memory(model, pinned=device.type == "cuda")
+            members[number] = Member(shared, None, weights)
+    return members
+
+
+def _is_streamed(
+    model: Classifier, config: SepConfig, *, num_members: int, device: torch.device
+) -> bool:
+    if config.stream_members is not None or device.type != "cuda" or config.vectorised_members > 1:
+        return bool(config.stream_members)
+    one: int = sum(tensor.nbytes for tensor in model.state_dict().values())
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return num_members * one > free / 2
+
+
+def _measure_means(
+    members: Mapping[int, Member], reference: ImageDataset, groups: WorkerGroups
+) -> dict[int, Tensor | None]:
+    if any(member.weights is not None for member in members.values()):
+        # The images are read anew for each: only one is in the network at a time.
+        return {
+            number: class_means([member.placed()], reference, workers=groups.across)[0]
+            for number, member in members.items()
+        }
+    models = [member.model for member in members.values()]
+    return dict(zip(members, class_means(models, reference, workers=groups.across), strict=True))
 
 
 def _last_means(means: dict[int, Tensor | None], config: SepConfig, groups: WorkerGroups) -> Tensor:

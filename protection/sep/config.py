@@ -37,6 +37,10 @@ class SepConfig:
     """Images whose gradients are computed together. Not from the paper."""
     vectorised_members: int = 1
     """Members computed together by torch.func.vmap; 1: one after another. Not from the paper."""
+    stream_members: bool | None = None
+    """Keep the members' weights in the host's memory and copy each into one network on the GPU when
+    it computes; null: if they would take more than half of the GPU. The result is the same. Not
+    from the paper."""
     precision: str = "float32"
     """Of convolutions and matrix products: float32 or bfloat16. Not from the paper."""
     seed: int = 0
@@ -62,6 +66,11 @@ class SepConfig:
             raise ValueError(
                 f"vectorised_members is {self.vectorised_members}, but there are {self.members} "
                 f"members; expected at most {self.members}"
+            )
+        if self.stream_members and self.vectorised_members > 1:
+            raise ValueError(
+                f"stream_members is true, but vectorised_members is {self.vectorised_members}, "
+                "which computes several at a time; expected 1 (or false)"
             )
         if self.last_member_means and not (self.feature_alignment and self.variance_reduction):
             raise ValueError(

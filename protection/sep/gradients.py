@@ -52,13 +52,16 @@ def input_gradient(
     """``(B, 3, H, W)`` gradient of one member's loss; no weight gradient is computed."""
     inputs = inputs.detach().requires_grad_()
     with _computing_in(precision, inputs.device):
-        loss = TargetLoss(member.model)(inputs, target_labels, member.class_means)
+        loss = TargetLoss(member.placed())(inputs, target_labels, member.class_means)
     (gradient,) = torch.autograd.grad(loss, inputs)
     return gradient
 
 
 def one_by_one(members: Mapping[int, Member], *, precision: torch.dtype) -> Gradients:
-    """Gradients of one member after another: one graph is alive at a time."""
+    """Gradients of one member after another: one graph is alive at a time.
+
+    Members whose weights are in the host's memory are copied to the device for it.
+    """
 
     def gradients(inputs: Tensor, target_labels: Tensor) -> Iterator[tuple[int, Tensor]]:
         for number, member in members.items():
@@ -72,7 +75,12 @@ def vectorised(members: Mapping[int, Member], *, precision: torch.dtype) -> Grad
 
     The same numbers as `one_by_one`, up to rounding. Pays where one member's kernels do not fill
     the device: on a CPU it takes longer (benchmarks/sep_crafting.py).
+
+    Raises:
+        ValueError: members share one network.
     """
+    if any(member.weights is not None for member in members.values()):
+        raise ValueError("members share one network; expected one after another, or all resident")
     models = [member.model for member in members.values()]
     means = [member.class_means for member in members.values() if member.class_means is not None]
     stacked_means = torch.stack(means) if means else None

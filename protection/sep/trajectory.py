@@ -25,8 +25,32 @@ class Member(NamedTuple):
     """A checkpoint in eval mode without weight gradients, and where it puts each class."""
 
     model: Classifier
+    """Where there are ``weights``, one network that members take turns in."""
     class_means: Tensor | None
     """``(K, D)`` float32 mean penultimate feature of each class; None without feature alignment."""
+    weights: Sequence[Tensor] | None = None
+    """In the host's memory, as `in_host_memory` gives them; None: ``model`` is its own."""
+
+    def placed(self) -> Classifier:
+        """The network with this member's weights, until another member is placed."""
+        if self.weights is not None:
+            for tensor, value in zip(_tensors(self.model), self.weights, strict=True):
+                tensor.copy_(value, non_blocking=True)
+        return self.model
+
+
+def in_host_memory(model: Classifier, *, pinned: bool) -> list[Tensor]:
+    """Weights and statistics of ``model``, for a `Member` that has no network of its own.
+
+    Args:
+        model: on the CPU; what is returned shares its memory, if not ``pinned``.
+        pinned: in memory that a GPU reads by itself.
+    """
+    return [tensor.pin_memory() if pinned else tensor for tensor in _tensors(model)]
+
+
+def _tensors(model: Classifier) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def evenly_spaced(count: int, *, total: int) -> list[int]:

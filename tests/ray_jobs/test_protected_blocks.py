@@ -189,6 +189,24 @@ def ensemble_of(trajectory: str) -> Ensemble:
     )
 
 
+@pytest.mark.parametrize("feature_alignment", [False, True])
+def test_streamed_members_give_the_same_files(
+    mixed: str, trajectory: str, tmp_path: Path, feature_alignment: bool
+) -> None:
+    parts = []
+    for stream in (False, True):
+        sep = SepConfig(
+            epsilon_levels=6,
+            members=2,
+            steps=3,
+            stream_members=stream,
+            feature_alignment=feature_alignment,
+        )
+        job = a_job(trajectory, mixed, tmp_path / str(stream), sep=sep)
+        parts.append([note.part for note in read_notes(protect(job))])
+    assert parts[0] == parts[1]
+
+
 def test_only_the_chosen_images_change(mixed: str, trajectory: str, tmp_path: Path) -> None:
     job = a_job(trajectory, mixed, tmp_path / "protected", share=0.5, only_classes=[1, "2", 3, 4])
     this_run = protect(job)

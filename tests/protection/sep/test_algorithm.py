@@ -1,5 +1,6 @@
 """The algorithm against its float64 transcription, and the budget as a property."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -8,14 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from protection.batches import TensorImages
-from protection.models import Classifier
+from protection.models import Classifier, ModelConfig, build_model
 from protection.seeds import generator
 from protection.sep.algorithm import perturb
 from protection.sep.config import SepConfig
 from protection.sep.gradients import Ensemble, build_ensemble
-from protection.sep.trajectory import Member, class_means, target_labels
+from protection.sep.trajectory import (
+    Member,
+    class_means,
+    freeze,
+    in_host_memory,
+    target_labels,
+)
 from protection.workers import Workers
 from tests.protection.sep.members import random_pixels, tiny_models
 from tests.references import sep as references
@@ -117,6 +125,52 @@ def test_released_inner_means_are_another_algorithm_than_the_papers() -> None:
         return torch.stack(perturb(IMAGES, TARGETS, ensemble, image_size=8, config=config))
 
     assert not torch.equal(run(last_member_means=False), run(last_member_means=True))
+
+
+@pytest.mark.parametrize("variance_reduction", [False, True])
+def test_members_that_take_turns_in_one_network_give_the_same_bytes(
+    variance_reduction: bool,
+) -> None:
+    shared = copy.deepcopy(MODELS[0])
+    members = {
+        number: Member(shared, mean, in_host_memory(model, pinned=False))
+        for number, (model, mean) in enumerate(zip(MODELS, MEANS, strict=True))
+    }
+    config = SepConfig(
+        steps=3, members=3, feature_alignment=True, variance_reduction=variance_reduction
+    )
+    found, expected = (
+        torch.stack(perturb(IMAGES, TARGETS, ensemble, image_size=8, config=config))
+        for ensemble in (build_ensemble(members, size=3), an_ensemble(aligned=True))
+    )
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="share one network; expected one after another"):
+        build_ensemble(members, size=3, vectorised_members=3)
+
+
+@pytest.mark.parametrize("num_classes", [100, 1000])
+def test_large_images_of_many_classes_move_toward_their_wrong_classes(num_classes: int) -> None:
+    config = ModelConfig(architecture="timm/vit_tiny_patch16_224", image_size=224)
+    members = {}
+    for number in range(2):
+        torch.manual_seed(number)
+        members[number] = Member(freeze(build_model(config, num_classes=num_classes)), None)
+    images = random_pixels(2, 3, 224, 224, seed=5)
+    targets = target_labels(torch.tensor([3, num_classes - 1]), num_classes=num_classes)
+    assert targets.tolist() == [3 + num_classes // 2, num_classes // 2 - 1]
+    sep = SepConfig(epsilon_levels=4, steps=3, members=2)
+    ensemble = build_ensemble(members, size=2)
+    protected = perturb(images, targets, ensemble, image_size=224, config=sep)
+
+    def losses(shown: list[Tensor]) -> list[Tensor]:
+        inputs = torch.stack(shown) / 255
+        with torch.no_grad():
+            return [F.cross_entropy(member.model(inputs), targets) for member in members.values()]
+
+    for before, after in zip(losses(images), losses(protected), strict=True):
+        assert after < before
+    moved = torch.stack(protected).int() - torch.stack(images).int()
+    assert int(moved.abs().max()) <= 4
 
 
 @pytest.mark.parametrize("variance_reduction", [False, True])
