@@ -40,6 +40,7 @@ from protection.savings import COMPUTE_DTYPES, ROOMY, MemoryConfig, economize
 from protection.sophon.adversary import Strategy
 from protection.sophon.episode import Episode, draw_batches, simulate
 from protection.sophon.losses import inverse_cross_entropy
+from protection.tasks import Examples
 from tests.references import sophon as references
 
 KEPT: Final = "all graphs kept"
@@ -56,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", default="timm/resnet18")
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--small-image-stem", action="store_true")
     parser.add_argument("--length", type=int, default=50, help="fine-tuning steps")
     parser.add_argument("--batch-parts", type=int, default=1, help="of sophon.memory, in place")
     parser.add_argument("--repeats", type=int, default=3)
@@ -69,7 +71,8 @@ def main() -> None:
         return
     print(f"# What an episode costs\n\n{describe_environment()}")
     print(
-        f"{options.architecture}, {options.image_size}-pixel images, {options.length} steps of SGD,"
+        f"{options.architecture}{' (small-image stem)' if options.small_image_stem else ''}, "
+        f"{options.image_size}-pixel images, {options.length} steps of SGD,"
         f" batch {SUPPORT + QUERY} ({SUPPORT} support, {QUERY} query), {torch.get_num_threads()} "
         f"threads, batch_parts {options.batch_parts}; median and range of {options.repeats} "
         "processes.\n"
@@ -110,6 +113,7 @@ def measure_all(options: argparse.Namespace, folder: Path) -> dict[str, list[dic
             command += ["--gradient", str(_gradient(folder, case))]
             for name in ("architecture", "image_size", "length", "batch_parts", "device"):
                 command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+            command += ["--small-image-stem"] if options.small_image_stem else []
             # glibc otherwise raises this threshold as it goes and keeps freed tensors in its heap:
             # resident memory would show its fragmentation and not what is alive.
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -126,7 +130,11 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
     """Peak memory, time and rate of one episode."""
     device, size = options.device, options.image_size
     torch.manual_seed(0)
-    config = ModelConfig(architecture=options.architecture, image_size=size)
+    config = ModelConfig(
+        architecture=options.architecture,
+        image_size=size,
+        small_image_stem=options.small_image_stem,
+    )
     model = build_model(config, num_classes=10).to(device).train()
     memory = SAVINGS.get(case, ROOMY)
     economize(model, memory)
@@ -185,7 +193,8 @@ def keep_all_graphs(model: Classifier, episode: Episode, gradient: list[Tensor])
     batches = draw_batches(episode, device=model.device)
     loss = references.episode_loss(
         model,
-        ((model.examples(support), model.examples(query)) for support, query in batches),
+        # As released code has them: in the layout they are read in.
+        ((Examples((s.images,), s.labels), Examples((q.images,), q.labels)) for s, q in batches),
         finetune_lr=episode.strategy.finetune_lr,
         suppression_loss=inverse_cross_entropy,
     )

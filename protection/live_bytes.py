@@ -82,7 +82,7 @@ def _trace(
         tensors: dict[int, object] = {id(b): _fake(b) for b in model.buffers()}
         tensors |= {id(p): nn.Parameter(_fake(p)) for p in model.parameters()}
         fake = copy.deepcopy(model, tensors).train(is_training)
-        images = torch.empty(shape)
+        images = torch.empty(*shape, memory_format=torch.channels_last)  # as models are given them
         live.ignore([*fake.parameters(), *fake.buffers(), images])
         with live:
             gradients = live.numbers(run(fake, images))

@@ -36,7 +36,8 @@ def simulated_curve(strategy: Strategy, *, epochs: int) -> list[FineTuningMetric
             # 40 images are 3 batches of 16: the last one reads on into the next epoch.
             for step in range(3 * epoch, 3 * epoch + 3):
                 batch = read_batch(IMAGES, stream.at(16 * step, 16), device=CPU)
-                loss = F.cross_entropy(model(batch.images), batch.labels)
+                (images,), labels = model.examples(batch)
+                loss = F.cross_entropy(model(images), labels)
                 tuning.step(torch.autograd.grad(loss, tuning.wanted))
                 losses.append(loss.detach())
         shown = torch.stack(losses).mean().item(), accuracy(model, TEST, device=CPU)
