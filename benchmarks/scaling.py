@@ -3,7 +3,9 @@
     python -m benchmarks.scaling [--rounds 12] [--blocks 12]
 
 1. *Bare loops*: rounds of SOPHON of several lengths, and blocks of SEP, in this process, without
-   Ray. They give the costs in `scaling_model.py`.
+   Ray. They give the costs in `scaling_model.py`. *Side by side*: the same in two processes at
+   once, which know nothing of each other: what the machine's second core is worth, and the most
+   that two workers can do on it.
 2. *All-reduce* between two processes on this machine, of several sizes: latency and bandwidth.
 3. *Ray*: the same work by `protect-model` and `protect-data` on one and on two workers. Seconds of
    a round are the median of those that the run itself reports.
@@ -20,7 +22,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,7 @@ def sophon(folder: Path, options: argparse.Namespace) -> None:
         f"parameters. Link between two processes here: {1e6 * link.latency_seconds:.0f} us, "
         f"{link.bytes_per_second / 1e9:.2f} GB/s.\n"
     )
+    pair = side_by_side(bare_round_seconds, model, config_of(shapes[0], options.rounds))
     measured = {
         workers: ray_round_seconds(folder, config_of(shapes[0], options.rounds), workers)
         for workers in (1, 2)
@@ -105,6 +109,7 @@ def sophon(folder: Path, options: argparse.Namespace) -> None:
     two = costs.round_seconds(shapes[0], link, workers=2)
     print("| round of the first row | seconds |\n|---|---|")
     print(f"| bare | {bare[0]:.3f} |")
+    print(f"| bare, two side by side | {pair:.3f} each ({2 * bare[0] / pair:.2f}x) |")
     print(f"| Ray, 1 worker | {measured[1]:.3f} ({measured[1] / bare[0] - 1:+.1%}) |")
     print(f"| Ray, 2 workers | {measured[2]:.3f} ({measured[1] / measured[2]:.2f}x episodes/s) |")
     print(f"| model, 2 workers | {two:.3f} ({two / measured[2] - 1:+.1%}) |\n", flush=True)
@@ -135,6 +140,13 @@ def bare_round_seconds(model: Classifier, config: SophonConfig) -> float:
     domains = [open_domain(half, image_size=NETWORK.image_size) for half in HALVES]
     images = Domains(domains[0].train, domains[0].validation, [domains[1].train])
     return statistics.median(durations(protect(start(model, config), images, config=config))[1:])
+
+
+def side_by_side(work: Callable[..., float], *arguments: Any) -> float:
+    """Mean of what ``work`` returns in two processes at once."""
+    with ProcessPoolExecutor(2, mp.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(time.sleep, [10, 10]))  # both have started and imported
+        return statistics.mean(pool.map(work, *([argument] * 2 for argument in arguments)))
 
 
 def durations(rounds: Iterator[Any]) -> list[float]:
@@ -200,9 +212,12 @@ def sep(folder: Path, options: argparse.Namespace) -> None:
     """Images a second: bare, then with Ray on one worker and on two."""
     trajectory = folder / "trajectory"
     models = commit_trajectory(parse_location(trajectory), NETWORK, SEP.members)
-    bare = statistics.median(bare_block_seconds(folder, models, options.blocks)[1:])
+    bare = bare_block_median(folder, models, options.blocks)
     print("## SEP\n\n| | seconds a block | images/s |\n|---|---|---|")
     print(f"| bare | {bare:.3f} | {BLOCK_SIZE / bare:.1f} |")
+    pair = side_by_side(bare_block_median, folder, models, options.blocks)
+    rate = f"{2 * BLOCK_SIZE / pair:.1f} ({2 * bare / pair:.2f}x)"
+    print(f"| bare, two side by side | {pair:.3f} each | {rate} |")
     measured = {}
     for workers in (1, 2):
         output = folder / f"dataset-{workers}"
@@ -232,8 +247,8 @@ def _digits(blocks: int) -> ImageSetConfig:
     return ImageSetConfig(source="digits:train", max_images=blocks * BLOCK_SIZE)
 
 
-def bare_block_seconds(folder: Path, models: list[Classifier], count: int) -> list[float]:
-    """Seconds of blocks that are protected and stored in this process."""
+def bare_block_median(folder: Path, models: list[Classifier], count: int) -> float:
+    """Median seconds of blocks that are protected and stored in this process, but for the first."""
     dataset = open_set(_digits(count), image_size=NETWORK.image_size)
     blocks = plan(
         dataset, block_size=BLOCK_SIZE, is_protected=torch.ones(len(dataset), dtype=torch.bool)
@@ -242,7 +257,7 @@ def bare_block_seconds(folder: Path, models: list[Classifier], count: int) -> li
     ensemble = build_ensemble(
         members, size=SEP.members, vectorised_members=1, precision=torch.float32
     )
-    output = parse_location(folder / "bare")
+    output = parse_location(folder / f"bare-{os.getpid()}")
     run = Run(output, output.sibling(".run"), folder, {})
 
     def each() -> Iterator[None]:
@@ -252,7 +267,7 @@ def bare_block_seconds(folder: Path, models: list[Classifier], count: int) -> li
             store_block(number, images, blocks, dataset, clean=clean, epsilon_levels=8, run=run)
             yield
 
-    return durations(each())
+    return statistics.median(durations(each())[1:])
 
 
 if __name__ == "__main__":

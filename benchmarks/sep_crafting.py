@@ -5,7 +5,8 @@
 All rows spend the same gradients on the same batch in the middle of 50,000 images; a row's number
 is images a second divided by steps and members, so that rows of other lengths compare:
 
-- *bare loop*: forward pass and input gradient, member after member, and nothing else.
+- *bare loop*: forward pass and input gradient, member after member, and nothing else; once more in
+  bfloat16.
 - *perturb*: the algorithm. *perturb and store*: with PNG and Parquet, the way to disk and back, and
   the budget checked.
 - *vectorised*, *bfloat16*: the algorithm with one setting changed.
@@ -66,10 +67,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="as many as a worker's CPUs")
+    parser.add_argument("--without", nargs="+", default=[], help="rows that are left out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         rows = prepare(options, Path(folder))
+        rows = {name: row for name, row in rows.items() if name not in options.without}
         seconds: dict[str, list[float]] = {name: [] for name in rows}
         for repeat in range(options.repeats + 1):
             for name, row in rows.items():  # interleaved: a busy moment hits every row alike
@@ -87,11 +90,16 @@ def main() -> None:
     )
     gradients = options.batch_size * options.members * options.steps
     bare = statistics.median(seconds["bare loop"])
-    print("| row | image gradients a second | share of the bare loop |\n|---|---|---|")
+    half = statistics.median(seconds["bare loop, bfloat16"])
+    print("| row | image gradients a second | of the bare loop | of the one in its precision |")
+    print("|---|---|---|---|")
     for name, taken in seconds.items():
         rate = [gradients / value for value in (statistics.median(taken), max(taken), min(taken))]
         share = bare / statistics.median(taken)
-        print(f"| {name} | {rate[0]:.0f} ({rate[1]:.0f} to {rate[2]:.0f}) | {share:.3f} |")
+        own = (half if "bfloat16" in name else bare) / statistics.median(taken)
+        print(
+            f"| {name} | {rate[0]:.0f} ({rate[1]:.0f} to {rate[2]:.0f}) | {share:.3f} | {own:.3f} |"
+        )
 
 
 def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
@@ -107,10 +115,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     members = {number: Member(model, None) for number, model in enumerate(models)}
     inputs = (images / 255).to(options.device).contiguous(memory_format=torch.channels_last)
 
-    def bare() -> None:
+    def bare(precision: torch.dtype = torch.float32) -> None:
         for _ in range(options.steps):
             for member in members.values():
-                input_gradient(member, inputs, targets)
+                input_gradient(member, inputs, targets, precision=precision)
 
     def crafting(**changes: Any) -> Callable[[], list[torch.Tensor]]:
         sep = SepConfig(members=options.members, steps=options.steps, **changes)
@@ -125,6 +133,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     plain = crafting()
     return {
         "bare loop": bare,
+        "bare loop, bfloat16": lambda: bare(torch.bfloat16),
         "perturb": plain,
         "perturb and store": storing(plain, folder, options.batch_size),
         "perturb, vectorised": crafting(vectorised_members=options.members),
