@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -73,6 +74,8 @@ def run_trials(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name in ("ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # It would have a trial's process go on with other rates; ours end with their job's workers.
+    warnings.filterwarnings("ignore", message="Consider boosting PBT")
     trainable = tune.with_resources(trial, _TRIAL_RESOURCES)
     if has_begun(state):
         tuner = tune.Tuner.restore(str(state / TUNE_NAME), trainable=trainable)
