@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from ray_jobs.cluster import ClusterConfig
-from ray_jobs.errors import UsageError
+from ray_jobs.errors import JobError, UsageError
 from ray_jobs.machine import EMBEDDED_OBJECT_STORE_BYTES, TRAIN_ENVIRONMENT
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ def connect(config: ClusterConfig) -> None:
 
     Raises:
         UsageError: the cluster cannot be reached, or has too little room for the workers.
+        JobError: none could be started here.
     """
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -48,6 +49,14 @@ def _initialise(address: str | None) -> None:
             f"address is {address!r}, where no Ray cluster answers "
             f"({str(error).splitlines()[0]}); expected HOST:PORT of a running head node, or "
             "null to start one here (token authentication needs RAY_AUTH_MODE=token)"
+        ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # what Ray raises where its own processes do not start
+            raise
+        raise JobError(
+            f"Ray did not start on this machine ({str(error).splitlines()[0]}); expected room for "
+            "its processes: a machine that is less busy, with more memory or a disk that is not "
+            "full"
         ) from error
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from ray_jobs.cli import parse
 from ray_jobs.cluster import ClusterConfig, GroupedClusterConfig
-from ray_jobs.connection import require_room, room
-from ray_jobs.errors import UsageError
+from ray_jobs.connection import connect, require_room, room
+from ray_jobs.errors import JobError, UsageError
 from ray_jobs.machine import collective_backend, prepare
 from ray_jobs.pretrain import Pretrain
 from ray_jobs.recipes import recipe_from, to_plain
@@ -138,3 +138,14 @@ def test_a_worker_uses_what_it_was_given(
     prepare(ClusterConfig(cpus_per_worker=3, gpus_per_worker=gpus))
     expected = {"torch": 3, "arrow": 3} | ({} if share is None else {"gpu": share})
     assert used == pytest.approx(expected)
+
+
+def test_ray_that_does_not_start_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nlogs follow")  # noqa: TRY002
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", starve)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(JobError, match=r"did not start on this machine \(The current node timed"):
+        connect(ClusterConfig())
