@@ -49,7 +49,7 @@ from protection.sep.trajectory import Member, freeze
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.algorithm import Domains, protect, start
 from protection.sophon.config import SophonConfig
-from ray_jobs.cluster import ClusterConfig, GroupedClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.domains import open_domain
 from ray_jobs.image_sets import ImageSetConfig, open_set
 from ray_jobs.protect_data import ProtectData
@@ -169,7 +169,7 @@ def ray_round_seconds(folder: Path, config: SophonConfig, workers: int) -> float
             restricted=HALVES[1:],
             output=str(output),
             sophon=config,
-            cluster=ClusterConfig(workers=workers),
+            cluster=GroupedClusterConfig(workers=workers),
         )
     )
     return statistics.median(reported_seconds(output)[1:])

@@ -42,7 +42,7 @@ from protection.models import ModelConfig
 from protection.sep.config import SepConfig
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
-from ray_jobs.cluster import ClusterConfig, GroupedClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.image_sets import ImageSetConfig
 from ray_jobs.protect_data import ProtectData
 from ray_jobs.protect_model import ProtectModel
@@ -187,8 +187,7 @@ def begin(
     job: Job, config: dict[str, Any], output: Location, cluster: LocalCluster, home: Path
 ) -> Driver:
     """Give the command of ``job`` on so many workers."""
-    kind = GroupedClusterConfig if job.verb == "protect-data" else ClusterConfig
-    recipe = dataclasses.replace(job.recipe, cluster=kind(**config))
+    recipe = dataclasses.replace(job.recipe, cluster=GroupedClusterConfig(**config))
     return Driver(
         job.verb,
         recipe,
