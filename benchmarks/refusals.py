@@ -29,7 +29,7 @@ from benchmarks.small_jobs import HALVES, commit_classifier
 from benchmarks.survival import NETWORK
 from protection.sophon.adversary import StrategyFamily
 from protection.sophon.config import SophonConfig
-from ray_jobs.cluster import ClusterConfig
+from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.protect_model import ProtectModel
 from storage.location import Location, parse_location
 
@@ -80,7 +80,7 @@ def begin(
 ) -> Driver:
     """Give the command."""
     config = {"wait_seconds": 20, "max_failures": 1, "checkpoint_interval_seconds": 1, **config}
-    recipe = dataclasses.replace(job, cluster=ClusterConfig(**config))
+    recipe = dataclasses.replace(job, cluster=GroupedClusterConfig(**config))
     return Driver(
         "protect-model",
         recipe,
