@@ -5,7 +5,7 @@
 On a local cluster of several Ray nodes, with an S3 server as storage, the same small job runs on
 two workers, once for each kind of disturbance. A run is disturbed by kill -9 as often as asked, at
 random moments: as many of its rounds are drawn, without repetition, and each is struck once the run
-has come that far, after a random part of a round's time.
+has come that far and has its workers, after a random part of a round's time.
 
 - *worker*: the process of one of the two.
 - *node*: all processes of a Ray node that has a worker; a spare one is there, each time.
@@ -162,8 +162,11 @@ def measure(
         set_nodes(cluster, is_spare=what != "elastic")
         failures = 0 if what == "notice" else options.kills
         driver = begin(job, {**config, "max_failures": failures}, output, cluster, home)
-        for row in sorted(rng.sample(range(1, len(times)), options.kills)):
+        # The last fifth is left out: the run might be over before it is struck.
+        for row in sorted(rng.sample(range(1, 4 * len(times) // 5), options.kills)):
             driver.wait_for_rows(row)
+            # Those of the kill before may still be on their way.
+            cluster.wait_for_actors(WORKER, 2, seconds=LONGEST_SECONDS)
             time.sleep(rng.random() * one_row)
             disturb(what, driver, cluster, rng)
             set_nodes(cluster, is_spare=what != "elastic")
