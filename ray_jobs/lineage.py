@@ -1,7 +1,8 @@
 """What was made from what: recorded in a manifest's `parents`, and followed from there.
 
 `parents` has for each thing that a job took either a location, or the digests of data. Beside the
-location of a commit is its commit id, as `NAME_commit`; manifests of older versions may lack it.
+location of a commit is its commit id, as `NAME_commit`, beside that of a file of weights its
+digest, as `NAME_sha256`; manifests of older versions may lack them.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from storage.blobs import open_blobs
+from storage.checkpoints import weights_digest
 from storage.commit import read_manifest
 from storage.errors import StorageError
 from storage.inventory import WEIGHTS_SUFFIXES
@@ -19,21 +21,26 @@ from storage.manifest import Manifest
 
 PARENTS: Final = "parents"
 _COMMIT: Final = "_commit"
+_DIGEST: Final = "_sha256"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def parent(name: str, location: str | None) -> dict[str, object]:
     """What `parents` says of the commit or weights file at ``location``; None: there was none.
 
-    A parent that cannot be read any more is recorded without its commit id: what was made from it
-    must not be lost for that.
+    A parent that cannot be read any more is recorded without its commit id or digest: what was made
+    from it must not be lost for that.
     """
     recorded: dict[str, object] = {name: location}
-    if location is not None and not _is_weights_file(location):
-        try:
+    if location is None:
+        return recorded
+    try:
+        if _is_weights_file(location):
+            recorded[name + _DIGEST] = weights_digest(location)
+        else:
             recorded[name + _COMMIT] = read_manifest(location).commit_id
-        except StorageError:
-            return recorded
+    except StorageError:
+        return recorded
     return recorded
 
 
@@ -46,7 +53,7 @@ class Ancestor:
     source: str | None
     """Location, or the name of data; None where it is not known."""
     sha256: str | None = None
-    """Of data: the digest that was recorded."""
+    """Of data and of files of weights: the digest that was recorded."""
     commit_id: str | None = None
     """Of a commit: the id that was recorded, or is found where none was."""
     kind: str | None = None
@@ -68,15 +75,19 @@ def _parents(manifest: Manifest, *, seen: frozenset[str]) -> Iterator[Ancestor]:
     recorded = manifest.description.get(PARENTS)
     recipe = manifest.description.get("recipe")
     for role, value, named in _leaves("", recorded, recipe):
-        if role.endswith(_COMMIT):
+        if role.endswith((_COMMIT, _DIGEST)):
             continue
         if _SHA256.fullmatch(value):
             yield _data(role, value, named, seen=seen)
         elif _is_weights_file(value):
-            yield _weights_file(role, value)
+            yield _weights_file(role, value, _text(recorded, role + _DIGEST))
         else:
-            known = recorded.get(role + _COMMIT) if isinstance(recorded, Mapping) else None
-            yield _commit(role, value, known if isinstance(known, str) else None, seen=seen)
+            yield _commit(role, value, _text(recorded, role + _COMMIT), seen=seen)
+
+
+def _text(recorded: object, key: str) -> str | None:
+    value = recorded.get(key) if isinstance(recorded, Mapping) else None
+    return value if isinstance(value, str) else None
 
 
 def _leaves(role: str, recorded: object, recipe: object) -> Iterator[tuple[str, str, object]]:
@@ -113,13 +124,17 @@ def _is_weights_file(source: str) -> bool:
         return False
 
 
-def _weights_file(role: str, source: str) -> Ancestor:
+def _weights_file(role: str, source: str, recorded: str | None) -> Ancestor:
     location = parse_location(source)
+    problem = None
     try:
-        is_there = open_blobs(location.parent).exists(location.name)
+        if not open_blobs(location.parent).exists(location.name):
+            problem = "is not there any more"
+        elif recorded is not None and (found := weights_digest(source)) != recorded:
+            problem = f"has SHA-256 {found} now, and had another when it was used"
     except StorageError as error:
-        return Ancestor(role=role, source=source, problem=str(error))
-    return Ancestor(role=role, source=source, problem=None if is_there else "is not there any more")
+        problem = str(error)
+    return Ancestor(role=role, source=source, sha256=recorded, problem=problem)
 
 
 def _commit(role: str, source: str, recorded: str | None, *, seen: frozenset[str]) -> Ancestor:

@@ -89,4 +89,5 @@ def _line(ancestor: Ancestor) -> str:
         said.append(f"sha256 {ancestor.sha256}")
     if ancestor.problem is not None:
         said.append(f"NOT REACHED: {ancestor.problem}")
-    return f"{ancestor.role}: {ancestor.source or 'not recorded where'}  ({', '.join(said)})"
+    facts = f"  ({', '.join(said)})" if said else ""
+    return f"{ancestor.role}: {ancestor.source or 'not recorded where'}{facts}"

@@ -4,6 +4,7 @@ Guarantee: what is loaded is bit for bit what was saved, dtypes included, and no
 unpickled: a pickle from a shared bucket can run any code in whoever loads it.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +27,12 @@ from storage.weight_shards import (
     SHARD_BYTES,
     index_to_bytes,
     read_shards,
+    shard_names,
     split_weights,
 )
 
+# Read at a time where a file is not needed as a whole.
+_CHUNK_BYTES: Final = 16 * 2**20
 _PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 # What safetensors gives back as it was; packed four-bit and double complex dtypes it does not.
@@ -135,6 +139,33 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
     else:
         return _read_committed(location)
     return tensors_from_bytes(data, source=str(location))
+
+
+def weights_digest(source: Address) -> str:
+    """SHA-256 of the ``.safetensors`` file at ``source``, as ``sha256sum`` prints it.
+
+    Of an index: that of the lines which ``sha256sum`` prints for the files that it names, sorted by
+    name, and for itself.
+
+    Raises:
+        CheckpointError: an index is none.
+        BlobMissingError: a file is not there.
+    """
+    location = parse_location(source)
+    blobs = open_blobs(location.parent)
+
+    def digest(name: str) -> str:
+        sha256 = hashlib.sha256()
+        with blobs.open(name) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                sha256.update(chunk)
+        return sha256.hexdigest()
+
+    if not location.name.endswith(INDEX_SUFFIX):
+        return digest(location.name)
+    names = shard_names(blobs.get(location.name), source=str(location))
+    lines = "".join(f"{digest(name)}  {name}\n" for name in [*names, location.name])
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _read_committed(location: Location) -> dict[str, Tensor]:

@@ -75,6 +75,15 @@ def read_shards(
     return tensors
 
 
+def shard_names(index: bytes, *, source: str) -> list[str]:
+    """Names of the files that ``index`` says tensors are in, in order; arguments as above.
+
+    Raises:
+        CheckpointError: ``index`` is none.
+    """
+    return sorted(set(_weight_map(index, source).values()))
+
+
 def _weight_map(index: bytes, source: str) -> dict[str, str]:
     try:
         weight_map = json.loads(index)["weight_map"]

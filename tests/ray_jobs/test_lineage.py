@@ -1,6 +1,8 @@
 """What was made from what: recorded by jobs, followed by `show`, and said where it breaks."""
 
+import hashlib
 import json
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from ray_jobs.cli import main
 from ray_jobs.lineage import Ancestor, ancestors, parent
 from storage.blobs import open_blobs
+from storage.checkpoints import weights_digest
 from storage.commit import commit, read_manifest
 from storage.location import Location
 from storage.manifest import MANIFEST_NAME, Manifest
@@ -150,13 +153,42 @@ def test_manifest_of_an_older_version_has_no_commit_id(location: Location) -> No
     assert (found.kind, found.commit_id, found.problem) == ("model", manifest.commit_id, None)
 
 
-def test_weights_file_is_a_parent_without_a_commit(location: Location) -> None:
-    source = str(location / "weights.safetensors")
+def test_weights_file_is_a_parent_with_a_digest_in_place_of_a_commit(location: Location) -> None:
+    source, blobs = str(location / "weights.safetensors"), open_blobs(location)
     assert parent("model", source) == {"model": source}
-    assert "not there any more" in str(only(location, parent("model", source)).problem)
-    open_blobs(location).put("weights.safetensors", b"weights")
+    blobs.put("weights.safetensors", b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    recorded = parent("model", source)
+    assert recorded == {"model": source, "model_sha256": digest}
+    found = only(location, recorded)
+    assert (found.source, found.sha256, found.problem) == (source, digest, None)
+    blobs.put("weights.safetensors", b"others")
     (found,) = ancestors(read_manifest(location / "child"))
-    assert (found.source, found.problem) == (source, None)
+    assert (found.sha256, "had another when" in str(found.problem)) == (digest, True)
+    blobs.delete("weights.safetensors")
+    (found,) = ancestors(read_manifest(location / "child"))
+    assert "not there any more" in str(found.problem)
+
+
+def test_digest_of_an_index_is_that_of_what_sha256sum_says(tmp_path: Path) -> None:
+    files = {
+        "m-2.safetensors": b"two",
+        "m-1.safetensors": b"one",
+        "m.safetensors.index.json": b'{"weight_map": {"a": "m-1.safetensors", '
+        b'"b": "m-2.safetensors", "c": "m-1.safetensors"}}',
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    names = ["m-1.safetensors", "m-2.safetensors", "m.safetensors.index.json"]
+    said = subprocess.run(
+        f"sha256sum {' '.join(names)} | sha256sum",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert weights_digest(str(tmp_path / names[-1])) == said.split()[0]
 
 
 def test_parent_that_is_gone_is_recorded_all_the_same(tmp_path: Path) -> None:
