@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,14 @@ class LocalCluster:
         filters = [("class_name", "=", class_name), ("state", "=", "ALIVE")]
         return list(list_actors(address=self.address, filters=filters, detail=True))
 
-    def wait_for_actors(self, class_name: str, count: int, *, seconds: float) -> list[Any]:
-        """Those of that class, once there are ``count``."""
+    def wait_for_actors(
+        self, class_name: str, count: int, *, seconds: float, besides: Collection[str] = ()
+    ) -> list[Any]:
+        """Those of that class, once there are ``count``, not counting the ids ``besides``."""
         deadline = time.monotonic() + seconds
-        while len(found := self.actors(class_name)) != count:
+        while len(found := [a for a in self.actors(class_name) if a.actor_id not in besides]) != (
+            count
+        ):
             assert time.monotonic() < deadline, f"{len(found)} {class_name}s, not {count}"
             time.sleep(0.5)
         return found

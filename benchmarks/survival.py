@@ -161,12 +161,14 @@ def measure(
         began = time.monotonic()
         set_nodes(cluster, is_spare=what != "elastic")
         failures = 0 if what == "notice" else options.kills
+        struck: set[str] = set()
         driver = begin(job, {**config, "max_failures": failures}, output, cluster, home)
         # The last fifth is left out: the run might be over before it is struck.
         for row in sorted(rng.sample(range(1, 4 * len(times) // 5), options.kills)):
             driver.wait_for_rows(row)
-            # Those of the kill before may still be on their way.
-            cluster.wait_for_actors(WORKER, 2, seconds=LONGEST_SECONDS)
+            # Not those of the kill before: any loss ends all workers, and Ray says so later.
+            workers = cluster.wait_for_actors(WORKER, 2, seconds=LONGEST_SECONDS, besides=struck)
+            struck |= {worker.actor_id for worker in workers}
             time.sleep(rng.random() * one_row)
             disturb(what, driver, cluster, rng)
             set_nodes(cluster, is_spare=what != "elastic")
