@@ -1,7 +1,7 @@
 """Population-based training: a trial of a sweep that is behind goes on from one that is ahead.
 
-Ray Tune decides it. Every so many rounds, a trial of the last quarter is given the place of one of
-the first, and learning rates somewhat other than that one's. What comes of it is again a recipe:
+Ray Tune decides it. Every so many rounds, a trial of the last quarter takes the place of one of
+the first, with learning rates somewhat other than that one's. What comes of it is again a recipe:
 the rates that a line of trials began with, and every change since, `sophon.rate_changes`. So a
 trial is the run of a recipe, as any other; its first rounds were made by another run, whose
 checkpoint is copied.
@@ -22,11 +22,11 @@ from storage.location import Location, parse_location
 
 # What may change between two rounds, by the paths that spaces have.
 RATES: Final = ("sophon.suppression_lr", "sophon.reinforcement_lr")
-_FILE: Final = "place.json"
+_FILE: Final = "standing.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Standing:
     """Where a trial was when Tune looked: what another can go on from."""
 
     state: str
@@ -39,42 +39,42 @@ class Place:
     """Of its line until then."""
 
 
-def report_place(metrics: dict[str, Any], place: Place) -> None:
+def report_standing(metrics: dict[str, Any], standing: Standing) -> None:
     """Report to Tune, from a trial, and where the trial is."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _FILE).write_text(json.dumps(asdict(place)))
+        (Path(folder) / _FILE).write_text(json.dumps(asdict(standing)))
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def given_place() -> Place | None:
+def given_standing() -> Standing | None:
     """Where this trial is to go on from, its own or another's; None at its beginning."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return Place(**json.loads((Path(folder) / _FILE).read_text()))
+        return Standing(**json.loads((Path(folder) / _FILE).read_text()))
 
 
-def continued(trial: Trial, place: Place, rates: Mapping[str, Any]) -> Trial:
-    """``trial`` as it goes on from ``place`` with ``rates``, by path."""
-    now = dict(place.fields)
-    for change in place.rate_changes:
+def continued(trial: Trial, standing: Standing, rates: Mapping[str, Any]) -> Trial:
+    """``trial`` as it goes on from ``standing`` with ``rates``, by path."""
+    now = dict(standing.fields)
+    for change in standing.rate_changes:
         now |= {path: change[_name(path)] for path in now}
-    changes = list(place.rate_changes)
+    changes = list(standing.rate_changes)
     if dict(rates) != now:
         own = {_name(path): value for path, value in rates.items()}
-        changes.append({"from_round": place.num_done, **own})
-    return replace(trial, fields=place.fields, rate_changes=changes)
+        changes.append({"from_round": standing.num_done, **own})
+    return replace(trial, fields=standing.fields, rate_changes=changes)
 
 
-def take_over(place: Place, state: Location) -> None:
-    """Give the run at ``state`` the checkpoint of ``place``, if it is not its own or there.
+def take_over(standing: Standing, state: Location) -> None:
+    """Give the run at ``state`` the checkpoint of ``standing``, if it is not its own or there.
 
     Raises:
         JobError: there is none.
     """
-    if str(state) != place.state:
-        copy_checkpoint(parse_location(place.state), state, num_done=place.num_done)
+    if str(state) != standing.state:
+        copy_checkpoint(parse_location(standing.state), state, num_done=standing.num_done)
 
 
 def _name(path: str) -> str:

@@ -18,7 +18,7 @@ from ray import tune
 
 from ray_jobs.connection import connect
 from ray_jobs.errors import JobError
-from ray_jobs.population import Place, continued, given_place, report_place, take_over
+from ray_jobs.population import Standing, continued, given_standing, report_standing, take_over
 from ray_jobs.reporting import METRICS_FILE, NOTICE, Row, appended_rows
 from ray_jobs.runs import Run, logs_beside
 from ray_jobs.sweep_records import (
@@ -74,12 +74,12 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
         write_trial(plan.state, trial)
     # Another state: the driver died before Tune had heard of it.
     if trial.state == RUNNING:
-        place = given_place() if plan.is_population else None
-        if place is not None:
-            trial = continued(trial, place, sampled)
+        standing = given_standing() if plan.is_population else None
+        if standing is not None:
+            trial = continued(trial, standing, sampled)
             write_trial(plan.state, trial)
         try:
-            trial = carry_out(plan, trial, place)
+            trial = carry_out(plan, trial, standing)
         except (JobError, ValueError, StorageError) as error:
             seconds = {"total": time.time() - trial.began}
             trial = dataclasses.replace(trial, state=FAILED, error=str(error), seconds=seconds)
@@ -94,10 +94,10 @@ def run_trial(plan: Plan, sampled: Mapping[str, Any]) -> None:
         tune.report({SCORE: UNMEASURED, **dict.fromkeys(shown, 1.0)})
 
 
-def carry_out(plan: Plan, trial: Trial, place: Place | None) -> Trial:
+def carry_out(plan: Plan, trial: Trial, standing: Standing | None) -> Trial:
     """Run the job with the trial's fields, if it has not run, and measure what it made.
 
-    Where there is a ``place``, the run goes on from there.
+    Where there is a ``standing``, its own or another's, the run goes on from there.
 
     Raises:
         JobError, ValueError, StorageError: it failed.
@@ -109,11 +109,11 @@ def carry_out(plan: Plan, trial: Trial, place: Place | None) -> Trial:
     state = output.sibling(".run")
     rows: list[Row] = []
     if swept.run is not None and not is_committed(output):
-        if place is not None:
-            take_over(place, state)
-        here = Place(
+        if standing is not None:
+            take_over(standing, state)
+        here = Standing(
             state=str(state),
-            num_done=0 if place is None else place.num_done,
+            num_done=0 if standing is None else standing.num_done,
             fields=trial.fields,
             rate_changes=trial.rate_changes,
         )
@@ -152,7 +152,7 @@ def _folder(trial: Trial) -> str:
 
 
 @contextmanager
-def _rows_of(here: Place, plan: Plan) -> Iterator[list[Row]]:
+def _rows_of(here: Standing, plan: Plan) -> Iterator[list[Row]]:
     """Collect the rows that a run in the body writes; report them to Tune if the plan says so.
 
     In a thread, because the job waits for its workers in this one.
@@ -183,7 +183,7 @@ def _rows_of(here: Place, plan: Plan) -> Iterator[list[Row]]:
         thread.join()
 
 
-def _report(row: Row, shown: list[float], here: Place, plan: Plan) -> None:
+def _report(row: Row, shown: list[float], here: Standing, plan: Plan) -> None:
     """Tell the scheduler what rounds have ``shown`` since it heard last, this one among them."""
     rounds, every = SWEPT_JOBS[plan.job].rounds, plan.report_every
     assert rounds is not None  # the sweep refuses a scheduler without them
@@ -201,7 +201,7 @@ def _report(row: Row, shown: list[float], here: Place, plan: Plan) -> None:
     if not plan.is_population:
         tune.report(metrics)
     elif num_done < rounds.number(plan.base):
-        report_place(metrics, dataclasses.replace(here, num_done=num_done))
+        report_standing(metrics, dataclasses.replace(here, num_done=num_done))
 
 
 def _durations(rows: list[Row], *, began: float, job_done: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ray_jobs import population, sweep_trials
 from ray_jobs.cluster import RUN_NAME
 from ray_jobs.errors import JobError
 from ray_jobs.model_files import model_from
-from ray_jobs.population import Place, continued, take_over
+from ray_jobs.population import Standing, continued, take_over
 from ray_jobs.protect_model import ProtectModel, _open, train_loop_per_worker
 from ray_jobs.reporting import METRICS_FILE, append_rows
 from ray_jobs.sweep_records import Trial, find_trial
@@ -39,8 +39,8 @@ def a_trial() -> Trial:
     return Trial(trial_id="t1", state="running", fields={ALPHA: 9e-4, BETA: 9e-3}, began=1.0)
 
 
-def a_place(**values: Any) -> Place:
-    return Place(**{"state": "s", "num_done": 4, "fields": FIELDS, "rate_changes": []} | values)
+def a_standing(**values: Any) -> Standing:
+    return Standing(**{"state": "s", "num_done": 4, "fields": FIELDS, "rate_changes": []} | values)
 
 
 def a_job(model: str, output: Path) -> ProtectModel:
@@ -59,11 +59,11 @@ def a_job(model: str, output: Path) -> ProtectModel:
 
 def test_a_line_of_trials_is_what_it_began_with_and_every_change() -> None:
     other = {ALPHA: 2e-4, BETA: 1e-3}
-    taken = continued(a_trial(), a_place(num_done=2), other)
+    taken = continued(a_trial(), a_standing(num_done=2), other)
     assert (taken.fields, taken.rate_changes) == (FIELDS, CHANGES)
-    # Its own place, or where a sweep goes on: nothing changes.
-    assert continued(a_trial(), a_place(rate_changes=CHANGES), other).rate_changes == CHANGES
-    third = continued(a_trial(), a_place(rate_changes=CHANGES), {**other, BETA: 5e-4})
+    # Its own standing, or where a sweep goes on: nothing changes.
+    assert continued(a_trial(), a_standing(rate_changes=CHANGES), other).rate_changes == CHANGES
+    third = continued(a_trial(), a_standing(rate_changes=CHANGES), {**other, BETA: 5e-4})
     assert third.rate_changes[1:] == [
         {"from_round": 4, "suppression_lr": 2e-4, "reinforcement_lr": 5e-4}
     ]
@@ -75,7 +75,7 @@ def test_recipe_of_a_line_gives_what_going_on_from_another_run_gave(
     base = a_job(model, tmp_path / "unused")
     begun = dataclasses.replace(a_trial(), fields=FIELDS)
     donor = recipe_of(begun, base, output=parse_location(tmp_path / "unused"))
-    place = a_place(state=str(tmp_path / "donor.run"), num_done=2)
+    standing = a_standing(state=str(tmp_path / "donor.run"), num_done=2)
     # As far as the other run came, without its cluster.
     opened = _open(donor)
     threads = torch.get_num_threads()
@@ -85,34 +85,34 @@ def test_recipe_of_a_line_gives_what_going_on_from_another_run_gave(
     next(rounds), next(rounds)
     torch.set_num_threads(threads)
     kept = {"state": state.state_dict(), "reports": []}
-    folder = parse_location(place.state) / RUN_NAME
+    folder = parse_location(standing.state) / RUN_NAME
     commit_training_state(folder / "round-000002-try-1", kept)
 
-    trial = continued(a_trial(), place, {ALPHA: 2e-4, BETA: 1e-3})
+    trial = continued(a_trial(), standing, {ALPHA: 2e-4, BETA: 1e-3})
     made = []
     for name in ("continued", "from-the-start"):
         job = recipe_of(trial, base, output=parse_location(tmp_path / name))
         assert job.sophon.rate_changes == [RateChange(**CHANGES[0])]
         if name == "continued":
-            take_over(place, parse_location(tmp_path / f"{name}.run"))
+            take_over(standing, parse_location(tmp_path / f"{name}.run"))
         made.append(read_weights(str(run_here(job, train_loop_per_worker, verb="protect-model"))))
     for name, tensor in made[0].items():
         assert torch.equal(tensor, made[1][name]), name
 
     with pytest.raises(JobError, match="no checkpoint of round 3"):
-        take_over(dataclasses.replace(place, num_done=3), parse_location(tmp_path / "other.run"))
+        take_over(dataclasses.replace(standing, num_done=3), parse_location(tmp_path / "other.run"))
 
 
 def test_trial_tells_where_it_is_and_goes_on_where_it_is_told(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tune and the job itself are replaced; what is between them is not."""
-    said: list[tuple[dict[str, Any], Place | None]] = []
+    said: list[tuple[dict[str, Any], Standing | None]] = []
     seen: list[tuple[ProtectModel, bool]] = []
 
     def hear(metrics: dict[str, Any], checkpoint: Any = None) -> None:
-        text = None if checkpoint is None else (Path(checkpoint.path) / "place.json").read_text()
-        said.append((metrics, None if text is None else Place(**json.loads(text))))
+        text = None if checkpoint is None else (Path(checkpoint.path) / "standing.json").read_text()
+        said.append((metrics, None if text is None else Standing(**json.loads(text))))
 
     def run(job: ProtectModel) -> str:
         state = parse_location(job.output).sibling(".run")
@@ -141,19 +141,19 @@ def test_trial_tells_where_it_is_and_goes_on_where_it_is_told(
     plan = Plan("protect-model", base, output, state, judge, 2, True)
 
     run_trial(plan, FIELDS)
-    places = [place for _, place in said if place]
-    assert [place.num_done for place in places] == [2, 4, 6]  # at the end none is to come
-    assert [m["progress"] for m, place in said if place] == pytest.approx([0.05, 0.25, 0.45])
-    assert all(place.fields == FIELDS and place.rate_changes == [] for place in places)
+    standings = [standing for _, standing in said if standing]
+    assert [standing.num_done for standing in standings] == [2, 4, 6]  # at the end none is to come
+    assert [m["progress"] for m, standing in said if standing] == pytest.approx([0.05, 0.25, 0.45])
+    assert all(standing.fields == FIELDS and standing.rate_changes == [] for standing in standings)
     assert said[-1][0] == {"score": 0.1, "gain": 0.1, "drop": 0.0}
 
     commit_training_state(
-        parse_location(places[0].state) / RUN_NAME / "round-000002-try-1", {"state": {}}
+        parse_location(standings[0].state) / RUN_NAME / "round-000002-try-1", {"state": {}}
     )
     checkpoint = tune.Checkpoint.from_directory(tmp_path / "given")
     Path(checkpoint.path).mkdir()
-    text = json.dumps(dataclasses.asdict(places[0]))
-    (Path(checkpoint.path) / "place.json").write_text(text)
+    text = json.dumps(dataclasses.asdict(standings[0]))
+    (Path(checkpoint.path) / "standing.json").write_text(text)
     monkeypatch.setattr(tune, "get_checkpoint", lambda: checkpoint)
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t2"))
     said.clear()
@@ -161,7 +161,7 @@ def test_trial_tells_where_it_is_and_goes_on_where_it_is_told(
     assert [is_there for _, is_there in seen] == [False, True]
     assert seen[1][0].sophon.rate_changes == [RateChange(**CHANGES[0])]
     assert seen[1][0].output.startswith(str(output / "trials/t2-"))
-    assert [place.num_done for _, place in said if place] == [4, 6]
+    assert [standing.num_done for _, standing in said if standing] == [4, 6]
     found = find_trial(state, "t2")
     assert found is not None
     assert (found.fields, found.rate_changes, found.state) == (FIELDS, CHANGES, "finished")
