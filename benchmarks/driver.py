@@ -57,11 +57,18 @@ class Driver:
         whole = text[: text.rfind("\n") + 1].splitlines()  # the last one may be half-written
         return [row for row in map(json.loads, whole) if "time" in row]
 
-    def wait_for_rows(self, count: int) -> None:
-        """Return once it reported so many."""
+    def progress(self) -> int:
+        """Rounds or blocks that it has behind it, or had before it went back."""
+        return max(
+            (row.get("blocks_done", row.get("round_index", -1) + 1) for row in self.rows()),
+            default=0,
+        )
+
+    def wait_for_progress(self, count: int) -> None:
+        """Return once it has so much behind it, or is over."""
         deadline = time.monotonic() + self._longest_seconds
-        while len(self.rows()) < count and self.process.poll() is None:
-            assert time.monotonic() < deadline, f"{count} rows never came: {self.said()}"
+        while self.progress() < count and self.process.poll() is None:
+            assert time.monotonic() < deadline, f"{count} never came: {self.said()}"
             time.sleep(0.1)
 
     def ended(self) -> bool:

@@ -114,7 +114,7 @@ def all_nodes_lost(
     """The only node goes, and none comes."""
     cluster.add_node()
     driver = begin(job, output, cluster, home, workers=(1, 2))
-    driver.wait_for_rows(1)
+    driver.wait_for_progress(1)
     while cluster.num_nodes:
         cluster.remove_node()
     return driver
@@ -144,7 +144,7 @@ def late_no_s3(
 ) -> Driver:
     """As before, but the machine came when the run was under way."""
     driver = begin(job, output, cluster, home, workers=(1, 2), resize_interval_seconds=1)
-    driver.wait_for_rows(1)
+    driver.wait_for_progress(1)
     cluster.add_node(
         HTTP_PROXY="http://127.0.0.1:9",
         http_proxy="http://127.0.0.1:9",

@@ -4,8 +4,8 @@
 
 On a local cluster of several Ray nodes, with an S3 server as storage, the same small job runs on
 two workers, once for each kind of disturbance. A run is disturbed by kill -9 as often as asked, at
-random moments: as many of its rounds are drawn, without repetition, and each is struck once the run
-has come that far and has its workers, after a random part of a round's time.
+random moments: as many of its rounds, or blocks, are drawn, without repetition, and each is struck
+once the run has come that far and has its workers, after a random part of a round's time.
 
 - *worker*: the process of one of the two.
 - *node*: all processes of a Ray node that has a worker; a spare one is there, each time.
@@ -152,8 +152,9 @@ def measure(
     assert driver.ended(), driver.said()
     undisturbed = time.monotonic() - began
     times = [row["time"] for row in driver.rows()]
-    one_row = (times[-1] - times[0]) / (len(times) - 1)
-    print(f"{name}: {len(times)} rows, {one_row:.2f} s each", file=sys.stderr)
+    total = driver.progress()
+    one = (times[-1] - times[0]) / (total - 1)
+    print(f"{name}: {total}, {one:.2f} s each", file=sys.stderr)
     for what in options.what:
         rng = random.Random(f"{options.seed}-{name}-{what}")
         output = bucket / f"{name}-{what}"
@@ -164,16 +165,16 @@ def measure(
         struck: set[str] = set()
         driver = begin(job, {**config, "max_failures": failures}, output, cluster, home)
         # The last fifth is left out: the run might be over before it is struck.
-        for row in sorted(rng.sample(range(1, 4 * len(times) // 5), options.kills)):
-            driver.wait_for_rows(row)
+        for number in sorted(rng.sample(range(1, 4 * total // 5), options.kills)):
+            driver.wait_for_progress(number)
             # Not those of the kill before: any loss ends all workers, and Ray says so later.
             workers = cluster.wait_for_actors(WORKER, 2, seconds=LONGEST_SECONDS, besides=struck)
             struck |= {worker.actor_id for worker in workers}
-            time.sleep(rng.random() * one_row)
+            time.sleep(rng.random() * one)
             disturb(what, driver, cluster, rng)
             set_nodes(cluster, is_spare=what != "elastic")
             print(
-                f"{name} {what} in row {row} at {time.monotonic() - began:.1f} s", file=sys.stderr
+                f"{name} {what} after {number} at {time.monotonic() - began:.1f} s", file=sys.stderr
             )
         is_ended = driver.ended()
         seconds = time.monotonic() - began

@@ -43,6 +43,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray_jobs.cluster import FAILURE, RUN_NAME, SCORE, ClusterConfig
 from ray_jobs.errors import HopelessError, JobError
 from ray_jobs.failures import explain
+from ray_jobs.leaked_groups import release_leaked_groups
 from ray_jobs.machine import collective_backend
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def run_on_workers(
             if error.actor_init_failed or num_lost == cluster.max_failures:
                 raise JobError(explain(error, cluster, storage_path)) from error
             logger.warning("Ray Train's controller was lost: starting it again")
+            release_leaked_groups()
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             raise JobError(explain(error, cluster, storage_path)) from error
         else:
