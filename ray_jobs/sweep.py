@@ -4,6 +4,7 @@ What is best is decided on validation images. Only what was picked is audited on
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from ray_jobs.runs import Run, begin, find_run
 from ray_jobs.sweep_progress import SweepProgress
 from ray_jobs.sweep_recipe import Sweep
 from ray_jobs.sweep_records import FINISHED, Trial, ranked, read_trials
-from ray_jobs.sweep_report import commit_sweep
+from ray_jobs.sweep_report import commit_sweep, sweep_table
 from ray_jobs.sweep_space import (
     Space,
     as_grid,
@@ -234,6 +235,7 @@ def _run_trials(job: Sweep, opened: _Opened, this_run: Run, concurrent: int) -> 
             shown=SWEPT_JOBS[job.job].shown,
             num_trials=opened.num_trials,
             concurrent=concurrent,
+            table_of=functools.partial(sweep_table, job),
         ),
     )
 

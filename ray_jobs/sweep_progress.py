@@ -1,11 +1,17 @@
-"""What a sweep says while it runs: a line for each trial that is over."""
+"""What a sweep shows while it runs: all trials on a terminal, elsewhere a line for each in turn."""
 
+import atexit
 import dataclasses
 import logging
+import sys
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from ray import tune
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
 
 from ray_jobs.reporting import duration, percent
 from ray_jobs.sweep_records import (
@@ -24,15 +30,63 @@ from storage.location import Location
 logger = logging.getLogger(__name__)
 
 
+_REDRAW_SECONDS: Final = 2.0
+
+
 class SweepProgress(tune.Callback):
-    """Completes the record of each trial that Tune ends, and logs its line; runs in the driver."""
+    """Completes the record of each trial that Tune ends, and shows it; runs in the driver."""
 
     def __init__(
-        self, state: Location, *, shown: tuple[str, ...], num_trials: int, concurrent: int
+        self,
+        state: Location,
+        *,
+        shown: tuple[str, ...],
+        num_trials: int,
+        concurrent: int,
+        table_of: Callable[[Sequence[Trial]], Table],
     ) -> None:
-        """Read and complete the records at ``state``; show the metrics ``shown``."""
-        self._state, self._shown = state, shown
+        """Read and complete the records at ``state``; show the metrics ``shown``.
+
+        Args:
+            state: of the sweep's run.
+            shown: metrics that a line has of a trial.
+            num_trials: that there will be.
+            concurrent: trials at a time.
+            table_of: trials, the best first, as a terminal shows them.
+        """
+        self._state, self._shown, self._table_of = state, shown, table_of
         self._num_trials, self._concurrent = num_trials, concurrent
+        self._live: Live | None = None
+        self._drawn = 0.0
+
+    def setup(self, *arguments: object, **info: object) -> None:
+        """Begin to draw, on a terminal."""
+        del arguments, info
+        if sys.stderr.isatty():
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+            atexit.register(self._live.stop)  # it hides the cursor, and an interrupt ends it too
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: object) -> None:
+        """Draw the table anew, now and then."""
+        del iteration, trials, info
+        if self._live is not None and time.monotonic() - self._drawn > _REDRAW_SECONDS:
+            self._drawn = time.monotonic()
+            if begun := ranked(read_trials(self._state)):
+                self._live.update(self._drawing(begun), refresh=True)
+
+    def on_experiment_end(self, trials: list[Any], **info: object) -> None:
+        """Draw no more; the whole table follows."""
+        del trials, info
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+
+    def _drawing(self, trials: Sequence[Trial]) -> Group:
+        """The trials that have begun, best first, and below them the best and the time left."""
+        over = [trial for trial in trials if trial.state != RUNNING]
+        outlook = f"  {self._outlook(over)}" if over else ""
+        return Group(self._table_of(trials), f"sweep {len(over)}/{self._num_trials}{outlook}")
 
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: object
@@ -60,19 +114,24 @@ class SweepProgress(tune.Callback):
             trial = dataclasses.replace(trial, state=otherwise, error=error, seconds=seconds)
             write_trial(self._state, trial)
             records[trial.trial_id] = trial
-        logger.info("%s", self.line(trial, list(records.values())), extra=PROGRESS)
+        if self._live is None:
+            logger.info("%s", self.line(trial, list(records.values())), extra=PROGRESS)
 
     def line(self, trial: Trial, trials: list[Trial]) -> str:
         """Return the line of ``trial`` when these ``trials`` have begun."""
         over = [t for t in trials if t.state != RUNNING]
+        return (
+            f"sweep {len(over)}/{self._num_trials}  {trial.trial_id}  {self._metrics(trial)}  "
+            f"{self._outlook(over)}"
+        )
+
+    def _outlook(self, over: Sequence[Trial]) -> str:
+        """The best of the trials that are ``over``, and how long the others will take."""
         best = ranked(over)[0]
         mean_seconds = sum(t.seconds.get("total", 0) for t in over) / len(over)
         left = (self._num_trials - len(over)) * mean_seconds / self._concurrent
         best_text = self._metrics(best) if best.state == FINISHED else "-"
-        return (
-            f"sweep {len(over)}/{self._num_trials}  {trial.trial_id}  {self._metrics(trial)}  "
-            f"best {best_text}  eta {duration(left)}"
-        )
+        return f"best {best_text}  eta {duration(left)}"
 
     def _metrics(self, trial: Trial) -> str:
         if trial.state == FINISHED:

@@ -84,6 +84,11 @@ def commit_sweep(
         logger.info("\n%s", markdown)
 
 
+def sweep_table(job: Sweep, trials: Sequence[Trial]) -> Table:
+    """Return ``trials``, at least one and the best first, as a terminal shows them."""
+    return _Table(job, trials).rich()
+
+
 def _shown(job: Sweep, trial: Trial) -> dict[str, float]:
     return {name: trial.metrics[name] for name in SWEPT_JOBS[job.job].shown}
 
@@ -135,7 +140,7 @@ class _Table:
 
     def __init__(self, job: Sweep, trials: Sequence[Trial]) -> None:
         fields, self._shown = list(trials[0].fields), SWEPT_JOBS[job.job].shown
-        names = [field.split(".", 1)[-1] for field in fields]
+        names = _names(fields)
         self._has_changes = any(trial.rate_changes for trial in trials)
         changes = ["changes"] if self._has_changes else []
         self.columns = ["trial", *names, *changes, *self._shown, "state", "time"]
@@ -161,6 +166,12 @@ class _Table:
         for index, row in enumerate(self.rows):
             table.add_row(*row, style="bold" if index == 0 else None)
         return table
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    """What the fields are called without the way to them, unless two then are called alike."""
+    short = [[part for part in field.split(".") if not part.isdecimal()][-1] for field in fields]
+    return short if len(set(short)) == len(short) else list(fields)
 
 
 def _changes(trial: Trial) -> str:

@@ -1,8 +1,12 @@
 """The parts of a sweep that need no cluster: spaces, ranking, what trials are judged by, pages."""
 
 import dataclasses
+import functools
+import io
 import itertools
 import math
+import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +29,7 @@ from ray_jobs.quick_audit import Attacked, QuickAudit, QuickCell
 from ray_jobs.recipes import recipe_from, to_plain
 from ray_jobs.sweep_charts import field_importance
 from ray_jobs.sweep_progress import SweepProgress
+from ray_jobs.sweep_recipe import Sweep
 from ray_jobs.sweep_records import (
     Trial,
     constrained,
@@ -33,6 +38,7 @@ from ray_jobs.sweep_records import (
     read_trials,
     write_trial,
 )
+from ray_jobs.sweep_report import sweep_table
 from ray_jobs.sweep_space import as_grid, as_text, check_space, find_space, own_values, with_values
 from ray_jobs.swept_jobs import SWEPT_JOBS, Appropriation, appropriate_once
 from ray_jobs.tuning import concurrent_trials, searcher
@@ -217,13 +223,49 @@ def fail(*_: Any) -> Trial:
     raise JobError("its workers were lost")
 
 
+def a_progress(state: Location) -> SweepProgress:
+    job = Sweep(job="protect-model", recipe="r.yaml", space="sophon", output="out")
+    return SweepProgress(
+        state,
+        shown=("gain", "drop"),
+        num_trials=5,
+        concurrent=2,
+        table_of=functools.partial(sweep_table, job),
+    )
+
+
+def test_a_terminal_shows_all_trials_the_best_and_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = parse_location(tmp_path)
+    trials = [a_measured(1, -0.05, 0.01, a=1.5), a_measured(2, 0.2, 0.0, a=2.5)]
+    for trial in [*trials, a_trial(3, state="running", fields={"a": 3.5})]:
+        write_trial(state, trial)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    progress = pickle.loads(pickle.dumps(a_progress(state)))  # as Tune keeps it
+    progress.setup()
+    progress.on_step_end(0, [])
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    rows = [line.split() for line in drawn.splitlines()]
+    assert [row[0] for row in rows if row and row[0][:1] == "t"] == ["trial", "t1", "t2", "t3"]
+    assert "sweep 2/5" in drawn
+    assert "best gain -5.0 % drop 1.0 %  eta 90 s" in drawn
+    length = terminal.tell()
+    progress.on_step_end(1, [])  # too soon to draw again
+    assert terminal.tell() == length
+    progress.on_experiment_end([])
+
+
 def test_progress_completes_records_and_says_what_is_best(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = parse_location(tmp_path)
     write_trial(state, a_measured(1, -0.05, 0.01))
     write_trial(state, a_trial(2, state="running"))
-    progress = SweepProgress(state, shown=("gain", "drop"), num_trials=5, concurrent=2)
+    progress = a_progress(state)
     ended = SimpleNamespace(config={"a": 1}, get_error=lambda: "Traceback\n  it was lost\n")
     with caplog.at_level("INFO", logger="ray_jobs"):
         ended.trial_id = "t2"
