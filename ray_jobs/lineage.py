@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from storage.blobs import open_blobs
-from storage.checkpoints import weights_digest
 from storage.commit import read_manifest
 from storage.errors import StorageError
 from storage.inventory import WEIGHTS_SUFFIXES
@@ -36,7 +35,7 @@ def parent(name: str, location: str | None) -> dict[str, object]:
         return recorded
     try:
         if _is_weights_file(location):
-            recorded[name + _DIGEST] = weights_digest(location)
+            recorded[name + _DIGEST] = _weights_digest(location)
         else:
             recorded[name + _COMMIT] = read_manifest(location).commit_id
     except StorageError:
@@ -130,11 +129,18 @@ def _weights_file(role: str, source: str, recorded: str | None) -> Ancestor:
     try:
         if not open_blobs(location.parent).exists(location.name):
             problem = "is not there any more"
-        elif recorded is not None and (found := weights_digest(source)) != recorded:
+        elif recorded is not None and (found := _weights_digest(source)) != recorded:
             problem = f"has SHA-256 {found} now, and had another when it was used"
     except StorageError as error:
         problem = str(error)
     return Ancestor(role=role, source=source, sha256=recorded, problem=problem)
+
+
+def _weights_digest(source: str) -> str:
+    # Imported here: it brings torch, which takes seconds that most commits do not ask for.
+    from storage.checkpoints import weights_digest
+
+    return weights_digest(source)
 
 
 def _commit(role: str, source: str, recorded: str | None, *, seen: frozenset[str]) -> Ancestor:
