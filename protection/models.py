@@ -91,7 +91,7 @@ class Classifier(ReleasedModel):
     def examples(self, batch: Batch, *key: int | str) -> Examples:
         """Return images and labels as they are; nothing is drawn."""
         del key
-        # Convolutions are faster in this layout (benchmarks/sophon_episode.py), and pass it on.
+        # Convolutions are faster in this layout (benchmarks/image_layout.py), and pass it on.
         images = batch.images.contiguous(memory_format=torch.channels_last)
         return Examples((images,), batch.labels)
 

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ from storage.location import Location
 logger = logging.getLogger(__name__)
 
 
-_REDRAW_SECONDS: Final = 2.0
+# Trials that began are read from the sweep's storage, a request each.
+_REDRAW_SECONDS: Final = 10.0
 
 
 class SweepProgress(tune.Callback):
@@ -57,7 +59,7 @@ class SweepProgress(tune.Callback):
         self._state, self._shown, self._table_of = state, shown, table_of
         self._num_trials, self._concurrent = num_trials, concurrent
         self._live: Live | None = None
-        self._drawn = 0.0
+        self._drawn = -math.inf
 
     def setup(self, *arguments: object, **info: object) -> None:
         """Begin to draw, on a terminal."""
@@ -71,9 +73,7 @@ class SweepProgress(tune.Callback):
         """Draw the table anew, now and then."""
         del iteration, trials, info
         if self._live is not None and time.monotonic() - self._drawn > _REDRAW_SECONDS:
-            self._drawn = time.monotonic()
-            if begun := ranked(read_trials(self._state)):
-                self._live.update(self._drawing(begun), refresh=True)
+            self._draw(self._live, read_trials(self._state))
 
     def on_experiment_end(self, trials: list[Any], **info: object) -> None:
         """Draw no more; the whole table follows."""
@@ -81,6 +81,11 @@ class SweepProgress(tune.Callback):
         if self._live is not None:
             self._live.update("", refresh=True)
             self._live.stop()
+
+    def _draw(self, live: Live, begun: Sequence[Trial]) -> None:
+        self._drawn = time.monotonic()
+        if begun:
+            live.update(self._drawing(ranked(begun)), refresh=True)
 
     def _drawing(self, trials: Sequence[Trial]) -> Group:
         """The trials that have begun, best first, and below them the best and the time left."""
@@ -116,6 +121,8 @@ class SweepProgress(tune.Callback):
             records[trial.trial_id] = trial
         if self._live is None:
             logger.info("%s", self.line(trial, list(records.values())), extra=PROGRESS)
+        else:
+            self._draw(self._live, list(records.values()))
 
     def line(self, trial: Trial, trials: list[Trial]) -> str:
         """Return the line of ``trial`` when these ``trials`` have begun."""

@@ -5,7 +5,9 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -36,7 +38,12 @@ class SharedSetUp(LoadScopeScheduling):
         file = nodeid.partition("::")[0]
         if file.endswith("/test_sharded.py"):
             return file
-        return "on Ray" if "mark.ray" in (self.config.rootpath / file).read_text() else nodeid
+        return "on Ray" if _is_on_ray(self.config.rootpath / file) else nodeid
+
+
+@functools.cache
+def _is_on_ray(file: Path) -> bool:
+    return "mark.ray" in file.read_text()
 
 
 @pytest.hookimpl(optionalhook=True)

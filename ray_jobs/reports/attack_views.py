@@ -6,7 +6,7 @@ from typing import Any, Final
 from protection.audit.scores import Cost
 from ray_jobs.reports.model_report import cheapness
 from ray_jobs.reports.views import Outcome, Score
-from ray_jobs.reports.wording import count, list_seeds, show_cost, with_noise
+from ray_jobs.reports.wording import count, list_seeds, show_cost, show_noise, with_noise
 
 LINES: Final = {
     "protected": "from the protected model",
@@ -50,11 +50,15 @@ def overall(report: Mapping[str, Any]) -> Outcome:
     return "held" if headline["num_cells_held"] == headline["num_cells"] else "failed"
 
 
-def outcome_of(report: Mapping[str, Any], tried: str) -> str:
-    """Under how many attacks it failed, as a sentence says it, of those that were ``tried``."""
-    headline = report["headline"]
+def verdict(report: Mapping[str, Any], tried: str, *, ends: str) -> str:
+    """Under how many of the attacks that were ``tried`` it failed, and where the worst ``ends``."""
+    headline, cells = report["headline"], report["cells"]
     failed = headline["num_cells"] - headline["num_cells_held"]
-    return f"did not hold under {failed} of {tried}" if failed else f"held under {tried} tried"
+    outcome = f"did not hold under {failed} of {tried}" if failed else f"held under {tried} tried"
+    return (
+        f"The protection {outcome}: the worst, {name_of(cells[0], cells)}, ends {ends}"
+        f"{show_noise(cells[0]['is_clear'])}."
+    )
 
 
 def scope(report: Mapping[str, Any], tried: str) -> str:

@@ -13,13 +13,13 @@ from ray_jobs.reports.attack_views import (
     held_score,
     name_of,
     names_of,
-    outcome_of,
     overall,
     purpose,
     scope,
+    verdict,
 )
 from ray_jobs.reports.views import NUM_CHARTS, Chart, Line, Score, Table, View, chart_series
-from ray_jobs.reports.wording import NOISE, count, mean_over, show_cost, show_noise
+from ray_jobs.reports.wording import NOISE, count, mean_over, show_cost
 
 DENOISER_AUDIT: Final = "denoiser-audit"
 _DISTANCES: Final = ("fid", "kid")
@@ -94,14 +94,11 @@ def _error(cell: Mapping[str, Any], start: str, measured: str = "final") -> str:
 
 def _verdict(report: Mapping[str, Any]) -> str:
     cells = report["cells"]
-    outcome = outcome_of(report, count(len(cells), "attack"))
     gain = Estimate(**cells[0]["transfer_gain"])
     side = "below" if gain.mean > 0 else "above"
-    return (
-        f"The protection {outcome}: the worst, {name_of(cells[0], cells)}, ends with an error "
-        f"{_show(gain._replace(mean=abs(gain.mean)))} {side} that of training from scratch"
-        f"{show_noise(cells[0]['is_clear'])}."
-    )
+    error = _show(gain._replace(mean=abs(gain.mean)))
+    ends = f"with an error {error} {side} that of training from scratch"
+    return verdict(report, count(len(cells), "attack"), ends=ends)
 
 
 def _scores(report: Mapping[str, Any]) -> list[Score]:

@@ -14,10 +14,10 @@ from ray_jobs.reports.attack_views import (
     held_score,
     name_of,
     names_of,
-    outcome_of,
     overall,
     purpose,
     scope,
+    verdict,
 )
 from ray_jobs.reports.heat_maps import gain_maps
 from ray_jobs.reports.views import NUM_CHARTS, Chart, Line, Score, Table, View, chart_series
@@ -28,7 +28,6 @@ from ray_jobs.reports.wording import (
     points,
     show,
     show_cost,
-    show_noise,
     show_stored,
 )
 
@@ -82,14 +81,10 @@ def _tried(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def _verdict(report: Mapping[str, Any]) -> str:
     cells = report["cells"]
-    outcome = outcome_of(report, _tried(cells))
     gain = Estimate(**cells[0]["transfer_gain"])
     side = "above" if gain.mean > 0 else "below"
-    return (
-        f"The protection {outcome}: the worst, {name_of(cells[0], cells)}, ends "
-        f"{show(gain._replace(mean=abs(gain.mean)))} points {side} training from scratch"
-        f"{show_noise(cells[0]['is_clear'])}."
-    )
+    ends = f"{show(gain._replace(mean=abs(gain.mean)))} points {side} training from scratch"
+    return verdict(report, _tried(cells), ends=ends)
 
 
 def _scores(report: Mapping[str, Any]) -> list[Score]:

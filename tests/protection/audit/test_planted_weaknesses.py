@@ -83,8 +83,8 @@ def test_healing_gets_through_where_the_same_attack_fails_without(unprotected: C
 def test_pruning_costs_what_was_pruned_and_fine_tuning_brings_it_back(
     unprotected: Classifier,
 ) -> None:
-    pruned = {"preparation": "prune", "pruned_share": 0.9}
+    pruned = {"preparation": "prune", "pruned_share": 0.95}
     frozen = attack(**pruned, finetune_lr=1e-9)
-    assert curve(copy.deepcopy(unprotected), frozen, epochs=1)[-1].test_accuracy < 0.95
+    assert curve(copy.deepcopy(unprotected), frozen, epochs=1)[-1].test_accuracy < 0.9
     trained = attack(**pruned, optimizer="adam", finetune_lr=0.01)
     assert curve(copy.deepcopy(unprotected), trained, epochs=30)[-1].test_accuracy > 0.95
