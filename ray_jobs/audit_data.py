@@ -124,7 +124,8 @@ def run(job: AuditData) -> str:
     detection = None
     if found.epsilon_levels is not None:  # else nobody promises which images belong together
         detection = detect_protected(images["protected"], images["clean"])
-    this_run = find_run(job, verb="audit-data")
+    protected = parent("protected", found.protected.source)
+    this_run = find_run(job, verb="audit-data", parents=protected)
     connect(job.cluster)
     begin(this_run)
     curves = run_cells(
@@ -146,7 +147,7 @@ def run(job: AuditData) -> str:
         this_run,
         report,
         parents={
-            **parent("protected", found.protected.source),
+            **this_run.parents,
             "clean": images["clean"].digest(),
             "test": images["test"].digest(),
         },

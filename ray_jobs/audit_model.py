@@ -57,7 +57,8 @@ def run(job: AuditModel) -> str:
     audited = resolve(job)
     plan = _plan(job, audited)
     _check(audited, plan)
-    this_run = find_run(job, verb="audit-model")
+    parents = {**job.parents(), **parent("unprotected", audited.unprotected)}
+    this_run = find_run(job, verb="audit-model", parents=parents)
     connect(job.cluster)
     begin(this_run)
     curves = run_cells(
@@ -73,11 +74,7 @@ def run(job: AuditModel) -> str:
         this_run,
         report,
         picture=picture,
-        parents={
-            **parent("protected", audited.protected),
-            **parent("unprotected", audited.unprotected),
-            **_digests(audited),
-        },
+        parents={**this_run.parents, **_digests(audited)},
     )
 
 

@@ -11,6 +11,7 @@ from ray_jobs.cells import require_seeds
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.denoiser_cells import DenoisingAudit
 from ray_jobs.domains import DomainConfig
+from ray_jobs.lineage import parent
 from ray_jobs.model_files import check_described
 
 
@@ -96,6 +97,10 @@ class AuditModel:
                 f"unrelated is {self.unrelated.train}, but no attack uses it; expected null, or "
                 "heal_unrelated among the preparations"
             )
+
+    def parents(self) -> dict[str, object]:
+        """The protected model, as it is now."""
+        return parent("protected", self.protected)
 
     def families(self) -> list[AttackFamily]:
         """The threat model: what `adversary` lists, then what `threat_model` names."""

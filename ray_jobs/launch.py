@@ -1,6 +1,6 @@
 """From a checked recipe to a committed result: what every job on Ray Train does on the driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ray_jobs.cluster import ClusterConfig
@@ -22,6 +22,10 @@ class TrainJob(Protocol):
     @property
     def cluster(self) -> ClusterConfig:
         """Workers, and where they run."""
+        ...
+
+    def parents(self) -> Mapping[str, object]:
+        """What it takes, with commit ids and digests: see `ray_jobs.lineage`."""
         ...
 
 
@@ -47,7 +51,7 @@ def launch(
         UsageError, AlreadyCommittedError: the cluster or the output is refused; nothing is written.
         JobError: a machine cannot take part, or the run failed.
     """
-    run = find_run(job, verb=verb)
+    run = find_run(job, verb=verb, parents=job.parents())
     connect(job.cluster)
     begin(run)
     check_machines(job.cluster, run)

@@ -30,12 +30,17 @@ def parent(name: str, location: str | None) -> dict[str, object]:
     A parent that cannot be read any more is recorded without its commit id or digest: what was made
     from it must not be lost for that.
     """
-    recorded: dict[str, object] = {name: location}
     if location is None:
-        return recorded
+        return {name: None}
+    location = str(parse_location(location))
+    recorded: dict[str, object] = {name: location}
     try:
         if _is_weights_file(location):
-            recorded[name + _DIGEST] = _weights_digest(location)
+            # Imported here: it brings torch, which takes seconds, and most who look at what
+            # something was made from do not need it.
+            from storage.checkpoints import weights_digest
+
+            recorded[name + _DIGEST] = weights_digest(location)
         else:
             recorded[name + _COMMIT] = read_manifest(location).commit_id
     except StorageError:
@@ -60,7 +65,8 @@ class Ancestor:
     created: str | None = None
     """Likewise: ISO 8601, UTC."""
     problem: str | None = None
-    """Why it was not reached, or what about it does not match; null if all is well."""
+    """Why it was not reached, or what about it does not match; null if all is well. Bytes are not
+    read: whether a file of weights is what it was, ``sha256sum`` says."""
     parents: list["Ancestor"] = field(default_factory=list)
     """What it was itself made from, as far as that was reached."""
 
@@ -129,18 +135,9 @@ def _weights_file(role: str, source: str, recorded: str | None) -> Ancestor:
     try:
         if not open_blobs(location.parent).exists(location.name):
             problem = "is not there any more"
-        elif recorded is not None and (found := _weights_digest(source)) != recorded:
-            problem = f"has SHA-256 {found} now, and had another when it was used"
     except StorageError as error:
         problem = str(error)
     return Ancestor(role=role, source=source, sha256=recorded, problem=problem)
-
-
-def _weights_digest(source: str) -> str:
-    # Imported here: it brings torch, which takes seconds that most commits do not ask for.
-    from storage.checkpoints import weights_digest
-
-    return weights_digest(source)
 
 
 def _commit(role: str, source: str, recorded: str | None, *, seen: frozenset[str]) -> Ancestor:

@@ -87,6 +87,10 @@ class Pretrain:
                     f"{name} is {value}, but a denoiser has no classes; expected to leave it out"
                 )
 
+    def parents(self) -> dict[str, object]:
+        """The weights it begins with, as they are now."""
+        return parent("weights", self.weights)
+
     @property
     def image_size(self) -> int:
         """Height and width that images are resized to, pixels."""
@@ -180,7 +184,7 @@ def _commit(
     facts = {
         **provenance(this_run),
         "metrics": metrics,
-        "parents": {**parent("weights", job.weights), "original": digests(domain)},
+        "parents": {**this_run.parents, "original": digests(domain)},
         TRAJECTORY: list(staged),
     }
     description = ModelDescription(

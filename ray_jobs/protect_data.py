@@ -14,6 +14,7 @@ from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.ensembles import check_classes, check_ensemble, load_ensemble
 from ray_jobs.image_sets import ImageSetConfig, absolute_set, open_set
 from ray_jobs.launch import launch
+from ray_jobs.lineage import parent
 from ray_jobs.preview import picture_strip
 from ray_jobs.protected_blocks import (
     Note,
@@ -77,6 +78,10 @@ class ProtectData:
                 f"cluster.workers_per_group is {self.cluster.workers_per_group}, but there are "
                 f"{self.sep.members} members to split; expected at most {self.sep.members}"
             )
+
+    def parents(self) -> dict[str, object]:
+        """The trajectory, as it is now."""
+        return parent("trajectory", self.trajectory)
 
 
 class _Opened(NamedTuple):
@@ -213,7 +218,7 @@ def _protect_blocks(
 
 
 def _commit(job: ProtectData, this_run: Run, opened: _Opened) -> None:
-    notes, trajectory = list(read_notes(this_run)), opened.trajectory
+    notes = list(read_notes(this_run))
     assert len(notes) == len(opened.blocks.blocks)
     commit_protected(
         this_run.output,
@@ -224,8 +229,7 @@ def _commit(job: ProtectData, this_run: Run, opened: _Opened) -> None:
             **provenance(this_run),
             "variant": job.sep.variant,
             "parents": {
-                "trajectory": trajectory.location,
-                "trajectory_commit": trajectory.manifest.commit_id,
+                **this_run.parents,
                 "dataset": opened.dataset.digest(),
             },
         },

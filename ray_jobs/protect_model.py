@@ -78,6 +78,10 @@ class ProtectModel:
                 f"{self.sophon.episodes_per_round} workers (or groups of them), or more episodes"
             )
 
+    def parents(self) -> dict[str, object]:
+        """The model, as it is now."""
+        return parent("model", self.model)
+
 
 class _Opened(NamedTuple):
     description: ModelDescription
@@ -180,7 +184,7 @@ def _protect(job: ProtectModel, this_run: Run) -> dict[str, Any]:
             **provenance(this_run),
             "metrics": metrics,
             "parents": {
-                **parent("model", job.model),
+                **this_run.parents,
                 "original": digests(opened.original),
                 "restricted": [digests(domain) for domain in opened.restricted],
             },

@@ -1,17 +1,17 @@
 """A run's own place beside its output: `OUTPUT.run`, where an interrupted run is found again.
 
-The recipe is written there first. The same command finds its own recipe and goes on; another recipe
-with the same output is refused with the fields that differ, so two runs never share state
-unnoticed.
+The recipe is written there first, with the identity of what the run takes. The same command finds
+its own recipe and goes on; another recipe with the same output, or another model at the same
+location, is refused with what differs, so two runs never share state unnoticed.
 """
 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ray_jobs.errors import UsageError
 from storage.blobs import open_blobs
@@ -21,6 +21,7 @@ from storage.inventory import RUN_RECIPE, RUN_SUFFIX
 from storage.location import Location, parse_location
 
 logger = logging.getLogger(__name__)
+_PARENTS: Final = "parents"
 
 
 class Run(NamedTuple):
@@ -32,18 +33,22 @@ class Run(NamedTuple):
     logs: Path
     """metrics.jsonl and tensorboard/; always on this machine."""
     recipe: dict[str, Any]
+    parents: Mapping[str, object] = {}
+    """What the run takes, as it was when it began: see `ray_jobs.lineage`."""
 
 
-def find_run(job: Any, *, verb: str) -> Run:
+def find_run(job: Any, *, verb: str, parents: Mapping[str, object] | None = None) -> Run:
     """Return the run of ``job``, begun before or not; writes nothing.
 
     Args:
         job: the recipe, a dataclass with an ``output``.
         verb: the command, recorded in the recipe.
+        parents: what it takes, with commit ids and digests as of now.
 
     Raises:
         AlreadyCommittedError: ``job.output`` is committed.
-        UsageError: a run of another recipe was begun for this output.
+        UsageError: a run of another recipe was begun for this output, or what it takes has changed
+            since.
     """
     output = parse_location(job.output)
     if is_committed(output):
@@ -57,7 +62,9 @@ def find_run(job: Any, *, verb: str) -> Run:
     recipe = json.loads(json.dumps(recipe))
     blobs = open_blobs(state)
     if blobs.exists(RUN_RECIPE):
-        found = _completed(json.loads(blobs.get(RUN_RECIPE)), job)
+        found = json.loads(blobs.get(RUN_RECIPE))
+        _check_unchanged(found.pop(_PARENTS, {}), parents or {}, output=output, state=state)
+        found = _completed(found, job)
         differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
         if differing:
             raise UsageError(
@@ -66,7 +73,23 @@ def find_run(job: Any, *, verb: str) -> Run:
                 f"output (or remove {state})"
             )
         logger.info("resuming the run in %s", state)
-    return Run(output, state, logs_beside(state), recipe)
+    return Run(output, state, logs_beside(state), recipe, parents or {})
+
+
+def _check_unchanged(
+    recorded: Mapping[str, object],
+    parents: Mapping[str, object],
+    *,
+    output: Location,
+    state: Location,
+) -> None:
+    for name in recorded.keys() & parents.keys():  # older versions recorded less
+        if recorded[name] != parents[name]:
+            raise UsageError(
+                f"output is {output}, for which a run was begun when {name} was {recorded[name]}, "
+                f"and it is {parents[name]} now; expected what it was begun with, or another "
+                f"output (or remove {state})"
+            )
 
 
 def logs_beside(state: Location) -> Path:
@@ -77,7 +100,8 @@ def logs_beside(state: Location) -> Path:
 def begin(run: Run) -> None:
     """Write down that ``run`` was begun: from now on its output belongs to its recipe."""
     # Written again where a run goes on: it shows that the state is in use, see storage.leftovers.
-    open_blobs(run.state).put(RUN_RECIPE, json.dumps(run.recipe, indent=2).encode())
+    document = {**run.recipe, _PARENTS: run.parents}
+    open_blobs(run.state).put(RUN_RECIPE, json.dumps(document, indent=2).encode())
     run.logs.mkdir(parents=True, exist_ok=True)
 
 

@@ -92,7 +92,7 @@ def run(job: Sweep) -> str:
         JobError: no trial was measured, or the audit of the winner failed.
     """
     opened = _open(job)
-    this_run = find_run(_whole(job, opened), verb="sweep")
+    this_run = find_run(_whole(job, opened), verb="sweep", parents=opened.base.parents())
     connect(opened.base.cluster)
     concurrent = _concurrent(job, opened.base.cluster, this_run)
     begin(this_run)

@@ -73,7 +73,7 @@ def commit_sweep(
     description = {
         **provenance(this_run),
         "metrics": {"num_trials": len(trials), **_shown(job, best)},
-        "parents": {"winner": best.location},
+        "parents": {**this_run.parents, "winner": best.location},
     }
     commit(this_run.output, parts, kind=SWEEP_KIND, description=description)
     if sys.stderr.isatty():

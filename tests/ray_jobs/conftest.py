@@ -66,7 +66,7 @@ def run_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> P
 
 def location_made_here(job: Any, loop: Callable[[dict[str, Any]], Any], *, verb: str) -> Location:
     """As `run_here`, wherever the output is."""
-    this_run = find_run(job, verb=verb)
+    this_run = find_run(job, verb=verb, parents=job.parents())
     begin(this_run)
     threads = torch.get_num_threads()
     torch.set_num_threads(job.cluster.cpus_per_worker)  # their number decides how sums round

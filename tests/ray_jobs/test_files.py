@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray_jobs.errors import UsageError
 from ray_jobs.model_files import ModelDescription, commit_model, describe, model_from, new_model
 from ray_jobs.pretrain import Pretrain
 from ray_jobs.reporting import append_rows
-from ray_jobs.runs import begin, find_run
+from ray_jobs.runs import Run, begin, find_run
 from storage.commit import commit
 from storage.errors import AlreadyCommittedError
 from tests import tiny_networks
@@ -63,6 +64,38 @@ def test_a_run_begun_before_a_field_was_there_had_its_default(tmp_path: Path) ->
     training = dataclasses.replace(job.training, epochs=7)
     with pytest.raises(UsageError, match=r"training\.epochs was 120, is 7"):
         find_run(dataclasses.replace(job, training=training), verb="pretrain")
+
+
+def test_run_is_not_resumed_with_another_model_at_the_same_location(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model", weights=str(tmp_path / "first"))
+    source = Path(job.weights or "")
+
+    def find() -> Run:
+        return find_run(job, verb="pretrain", parents=job.parents())
+
+    before = commit(str(source), {}, kind="model", description={}).commit_id
+    begin(find())
+    assert find().parents == {"weights": str(source), "weights_commit": before}
+    shutil.rmtree(source)
+    after = commit(str(source), {}, kind="model", description={}).commit_id
+    with pytest.raises(UsageError, match=f"weights_commit was {before}, and it is {after} now"):
+        find()
+    shutil.rmtree(source)
+    file = source.with_name("first.safetensors")
+    file.write_bytes(b"one")
+    job = a_job(tmp_path / "other", weights=str(file))
+    begin(find())
+    find()
+    file.write_bytes(b"two")
+    with pytest.raises(UsageError, match="when weights_sha256 was 7692c3ad"):
+        find()
+
+
+def test_run_of_an_older_version_that_recorded_no_parents_goes_on(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model")
+    begin(find_run(job, verb="pretrain"))
+    found = find_run(job, verb="pretrain", parents={"weights": "here", "weights_commit": "a"})
+    assert found.parents["weights_commit"] == "a"
 
 
 def test_committed_output_is_refused_before_anything_is_written(tmp_path: Path) -> None:

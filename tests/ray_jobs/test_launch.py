@@ -20,7 +20,7 @@ def test_ray_is_given_the_address_that_arrow_understands(
     monkeypatch.setattr(launching, "begin", lambda _: None)
     monkeypatch.setattr(launching, "check_machines", lambda *_: None)
     monkeypatch.setattr(launching, "run_on_workers", lambda *_, **options: given.update(options))
-    job = SimpleNamespace(output=str(output), cluster=None)
+    job = SimpleNamespace(output=str(output), cluster=None, parents=dict)
     committed = launching.launch(
         job,
         verb="pretrain",
