@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A model factory named in a recipe may be in the working directory, which scripts do not
     # search.
     sys.path.insert(0, str(Path.cwd()))
+    _present_token()
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         print(FIRST_STEPS, file=sys.stderr)
@@ -67,6 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = "interrupted; the same command goes on from here"
         return _fail(f"ringfence {name}", message, code=1)
     return 0
+
+
+def _present_token() -> None:
+    """Have Ray present the cluster's token where there is one, unless told otherwise.
+
+    Ray itself asks for a token by default where it starts a cluster and has one, and presents none
+    where it connects to that cluster. It reads the setting when it is imported.
+    """
+    # A cluster that asks for none takes who brings one.
+    kept = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or Path(kept).expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:

@@ -48,7 +48,8 @@ def _initialise(address: str | None) -> None:
         raise UsageError(
             f"address is {address!r}, where no Ray cluster answers "
             f"({str(error).splitlines()[0]}); expected HOST:PORT of a running head node, or "
-            "null to start one here (token authentication needs RAY_AUTH_MODE=token)"
+            "null to start one here (a cluster that asks for a token: the same one in "
+            "~/.ray/auth_token, or in RAY_AUTH_TOKEN)"
         ) from error
     except Exception as error:
         if type(error) is not Exception:  # what Ray raises where its own processes do not start

@@ -1,14 +1,20 @@
 """From a checked recipe to a committed result: what every job on Ray Train does on the driver."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.connection import connect
 from ray_jobs.preflight import check_machines
 from ray_jobs.reporting import METRICS_FILE, Row, RowWriter, following
-from ray_jobs.runs import begin, find_run
+from ray_jobs.runs import Run, begin, find_run
 from ray_jobs.train_run import run_on_workers
+from storage.blobs import open_blobs
+from storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 
 class TrainJob(Protocol):
@@ -55,7 +61,7 @@ def launch(
     connect(job.cluster)
     begin(run)
     check_machines(job.cluster, run)
-    with following(run.logs / METRICS_FILE, format_row):
+    with curves_kept(run), following(run.logs / METRICS_FILE, format_row):
         run_on_workers(
             loop,
             {"job": job, "run": run},
@@ -64,3 +70,25 @@ def launch(
             callback=RowWriter(run.logs, step_field=step_field),
         )
     return str(run.output)
+
+
+@contextlib.contextmanager
+def curves_kept(run: Run) -> Iterator[None]:
+    """Keep the metrics of a run whose state is elsewhere there, too: this machine may not last.
+
+    Where the command goes on on another machine, they are taken from there.
+    """
+    if run.state.is_local:
+        yield
+        return
+    here, blobs = run.logs / METRICS_FILE, open_blobs(run.state)
+    if not here.exists() and blobs.exists(METRICS_FILE):
+        here.write_bytes(blobs.get(METRICS_FILE))
+    here.touch()
+    try:
+        yield
+    finally:
+        try:
+            blobs.put(METRICS_FILE, here.read_bytes())
+        except StorageError as error:  # what was made is what counts
+            logger.warning("metrics are in %s alone: %s", here, error)

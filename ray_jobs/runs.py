@@ -22,6 +22,8 @@ from storage.location import Location, parse_location
 
 logger = logging.getLogger(__name__)
 _PARENTS: Final = "parents"
+# In the path of the folder that `ray job submit --working-dir` copied and Ray removes.
+_COPY_OF_RAY: Final = "working_dir_files"
 
 
 class Run(NamedTuple):
@@ -31,7 +33,8 @@ class Run(NamedTuple):
     state: Location
     """Training state: beside the output, on S3 if the output is there."""
     logs: Path
-    """metrics.jsonl and tensorboard/; always on this machine."""
+    """metrics.jsonl and tensorboard/; always on this machine. When the command ends, metrics.jsonl
+    is beside the state, too."""
     recipe: dict[str, Any]
     parents: Mapping[str, object] = {}
     """What the run takes, as it was when it began: see `ray_jobs.lineage`."""
@@ -48,9 +51,15 @@ def find_run(job: Any, *, verb: str, parents: Mapping[str, object] | None = None
     Raises:
         AlreadyCommittedError: ``job.output`` is committed.
         UsageError: a run of another recipe was begun for this output, or what it takes has changed
-            since.
+            since; or the output would not outlive the job.
     """
     output = parse_location(job.output)
+    if output.is_local and _COPY_OF_RAY in Path(output.path).parts:
+        raise UsageError(
+            f"output is {output}, in the copy of the folder that Ray made for this job and removes "
+            "after it; expected s3://BUCKET/PREFIX, or the absolute path of a folder that all "
+            "machines share"
+        )
     if is_committed(output):
         raise AlreadyCommittedError(
             f"output is {output}, which is committed already and never rewritten; expected a new "

@@ -1,6 +1,7 @@
 """What a user types: every wrong word ends in one clear line, exit code 2, and nothing written."""
 
 import errno
+import os
 import re
 import shlex
 import subprocess
@@ -378,3 +379,32 @@ def test_bash_completes_commands_fields_and_files(
     rounds = completed("ringfence", "protect-model", "--sophon.ro")
     assert rounds == {"--sophon.rounds"}
     assert "recipe.yaml" in completed("ringfence", "protect-model", "--config", "rec")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"HOME": "with a token"}, "token"),
+        ({"RAY_AUTH_TOKEN": "a"}, "token"),
+        ({"RAY_AUTH_TOKEN_PATH": "with a token/.ray/auth_token"}, "token"),
+        ({"HOME": "with a token", "RAY_AUTH_TOKEN_PATH": "elsewhere"}, None),
+        ({"HOME": "with a token", "RAY_AUTH_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_a_token_that_is_here_is_presented_unless_told_otherwise(
+    given: dict[str, str],
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = tmp_path / "with a token" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
+    token.write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    environment = {"HOME": str(tmp_path), **given}
+    if "HOME" in given:
+        environment["HOME"] = str(tmp_path / given["HOME"])
+    monkeypatch.setattr(os, "environ", environment)
+    main([])
+    assert environment.get("RAY_AUTH_MODE") == expected

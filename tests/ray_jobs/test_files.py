@@ -91,6 +91,12 @@ def test_run_is_not_resumed_with_another_model_at_the_same_location(tmp_path: Pa
         find()
 
 
+def test_output_in_the_copy_that_ray_removes_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    with pytest.raises(UsageError, match="the copy of the folder that Ray made for this job"):
+        find_run(a_job(copy / "runs" / "model"), verb="pretrain")
+
+
 def test_run_of_an_older_version_that_recorded_no_parents_goes_on(tmp_path: Path) -> None:
     job = a_job(tmp_path / "model")
     begin(find_run(job, verb="pretrain"))
