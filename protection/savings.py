@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from protection.layers import blocks
 from protection.released import ReleasedModel
+from protection.small_maps import use_matrix_products
 
 COMPUTE_DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -70,6 +71,7 @@ def economize(model: ReleasedModel, memory: MemoryConfig) -> None:
             block.forward = functools.partial(_computed_again, block.forward)
     dtype = COMPUTE_DTYPES[memory.compute_dtype]
     if dtype is not None:
+        use_matrix_products(model.network)
         model.network.forward = functools.partial(_computed_in, dtype, model.network.forward)
 
 
