@@ -8,8 +8,11 @@
    that two workers can do on it.
 2. *All-reduce* between two processes on this machine, of several sizes: latency and bandwidth.
 3. *Ray*: the same work by `protect-model` and `protect-data` on one and on two workers. Seconds of
-   a round are the median of those that the run itself reports.
-4. The model's answer for 2 is compared with what was measured, and its answers for more are given
+   a round are those that the run itself reports.
+4. *Where a worker's time goes* in those runs: computing, waiting for the other (or summing), and
+   all that Ray and the reports take. These are shares of the same seconds, so they hold on a
+   machine whose speed changes from run to run, where ratios between runs do not.
+5. The model's answer for 2 is compared with what was measured, and its answers for more are given
    for links and step times of GPUs that are stated, not measured.
 
 Every worker has one thread. On a machine of two cores the second worker shares its core with Ray
@@ -19,6 +22,8 @@ rounds, by its median; that of all of them stands beside it.
 """
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import statistics
@@ -29,6 +34,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray.train
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -54,10 +60,9 @@ from protection.sophon.config import SophonConfig
 from ray_jobs.cluster import GroupedClusterConfig
 from ray_jobs.domains import open_domain
 from ray_jobs.image_sets import ImageSetConfig, open_set
+from ray_jobs.launch import launch
 from ray_jobs.protect_data import ProtectData
-from ray_jobs.protect_data import run as run_protect_data
 from ray_jobs.protect_model import ProtectModel
-from ray_jobs.protect_model import run as run_protect_model
 from ray_jobs.protected_blocks import perturb_block, plan, store_block
 from ray_jobs.reporting import METRICS_FILE
 from ray_jobs.runs import Run
@@ -133,6 +138,7 @@ def sophon(folder: Path, options: argparse.Namespace) -> None:
     for name, (seconds, change) in rows.items():
         print(f"| {name} | {seconds.fastest:.3f} | {seconds.median:.3f} | {change} |")
     print(f"| model, 2 workers | {two:.3f} | | {two / measured[2].fastest - 1:+.1%} seconds |\n")
+    show_shares(folder, "protected")
 
 
 def shape_of(model: Classifier, episodes: int, length: int, steps: int) -> Shape:
@@ -190,7 +196,8 @@ def durations(rounds: Iterator[Any]) -> list[float]:
 def ray_round_seconds(folder: Path, config: SophonConfig, workers: int) -> Seconds:
     """Of the rounds of a run, as it reports them."""
     output = folder / f"protected-{workers}"
-    run_protect_model(
+    run_timed(
+        "protect-model",
         ProtectModel(
             model=str(folder / "model"),
             original=HALVES[0],
@@ -198,9 +205,82 @@ def ray_round_seconds(folder: Path, config: SophonConfig, workers: int) -> Secon
             output=str(output),
             sophon=config,
             cluster=GroupedClusterConfig(workers=workers),
-        )
+        ),
     )
     return summary(reported_seconds(output))
+
+
+class Shares(NamedTuple):
+    """Of the time between a worker's first round and the end of its last."""
+
+    computing: float
+    waiting: float
+    """In collectives: for the slower worker, and for the sum itself."""
+    ray: float
+    """Reports, their barriers, and what else is done between rounds."""
+
+
+def run_timed(verb: str, job: Any) -> None:
+    """As the command, with clocks in its workers."""
+    own = importlib.import_module(f"ray_jobs.{verb.replace('-', '_')}")
+    launch(
+        own.absolute(job),
+        verb=verb,
+        loop=functools.partial(timed_loop, own.__name__),
+        format_row=own.format_row,
+        step_field={"protect-model": "round_index", "protect-data": "blocks_done"}[verb],
+    )
+
+
+def timed_loop(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The train loop of the job in module ``name``; leaves its `Shares` beside the curves."""
+    from ray_jobs import workers
+
+    own: Any = importlib.import_module(name)
+    report_rounds, sum_over_workers = own.report_rounds, workers.sum_over_workers
+    collective = 0.0
+
+    def timed_sum(tensors: Any) -> None:
+        nonlocal collective
+        began = time.perf_counter()
+        sum_over_workers(tensors)
+        collective += time.perf_counter() - began
+
+    def timed_rounds(rounds: Iterator[Any]) -> Iterator[Any]:
+        nonlocal collective
+        yield next(rounds)  # the first warms up, and its report waits for whoever starts later
+        began, collective, computing = time.perf_counter(), 0.0, 0.0
+        is_last = False
+        while not is_last:
+            before, waited = time.perf_counter(), collective
+            one = next(rounds, None)
+            computing += time.perf_counter() - before - (collective - waited)
+            if not (is_last := one is None):
+                yield one
+        total = time.perf_counter() - began
+        shares = Shares(computing / total, collective / total, 1 - (computing + collective) / total)
+        rank = ray.train.get_context().get_world_rank()
+        path = config["run"].logs / f"shares-{rank}.json"
+        path.write_text(json.dumps(shares))
+
+    own.report_rounds = lambda rounds, *rest, **options: report_rounds(
+        timed_rounds(rounds), *rest, **options
+    )
+    workers.sum_over_workers = timed_sum
+    result: dict[str, Any] = own.train_loop_per_worker(config)
+    return result
+
+
+def show_shares(folder: Path, name: str) -> None:
+    """A row for each number of workers; the mean over them."""
+    print("| workers | computing | waiting and summing | Ray and reports |\n|---|---|---|---|")
+    for workers in (1, 2):
+        logs = folder / f"{name}-{workers}.run"
+        each = [Shares(*json.loads(path.read_text())) for path in logs.glob("shares-*.json")]
+        assert len(each) == workers
+        means = (statistics.mean(numbers) for numbers in zip(*each, strict=True))
+        print(f"| {workers} | {' | '.join(f'{share:.1%}' for share in means)} |")
+    print(flush=True)
 
 
 def reported_seconds(output: Path) -> list[float]:
@@ -248,7 +328,8 @@ def sep(folder: Path, options: argparse.Namespace) -> None:
     alone = None
     for workers in (1, 2):
         output = folder / f"dataset-{workers}"
-        run_protect_data(
+        run_timed(
+            "protect-data",
             ProtectData(
                 dataset=_digits(options.blocks),
                 trajectory=str(trajectory),
@@ -256,7 +337,7 @@ def sep(folder: Path, options: argparse.Namespace) -> None:
                 sep=SEP,
                 block_size=BLOCK_SIZE,
                 cluster=GroupedClusterConfig(workers=workers),
-            )
+            ),
         )
         seconds = summary(reported_seconds(output))
         if alone is None:
@@ -265,6 +346,7 @@ def sep(folder: Path, options: argparse.Namespace) -> None:
         else:
             show("Ray, 2 workers", seconds, 2, f"{2 * alone.fastest / seconds.fastest:.2f}x")
     print()
+    show_shares(folder, "dataset")
 
 
 def show(name: str, seconds: Seconds, blocks: int, change: str) -> None:
