@@ -97,12 +97,15 @@ def _weight_gradient(
     batch, _, height, width = grad.shape
     grad, images = grad.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    total = torch.zeros(out_channels, channels * kernel[0] * kernel[1], dtype=dtype)
     at_once = max(1, _ROWS // (height * width))
-    for first in range(0, batch, at_once):
-        part = slice(first, first + at_once)
-        rows = grad[part].reshape(-1, out_channels)
-        total += rows.t() @ _columns(images[part], kernel, stride, padding, (height, width))
+    products = (
+        grad[first : first + at_once].reshape(-1, out_channels).t()
+        @ _columns(images[first : first + at_once], kernel, stride, padding, (height, width))
+        for first in range(0, batch, at_once)
+    )
+    total = next(products).to(dtype)
+    for product in products:
+        total += product
     return total.view(out_channels, *kernel, channels).permute(0, 3, 1, 2)
 
 
