@@ -33,8 +33,7 @@ class Run(NamedTuple):
     state: Location
     """Training state: beside the output, on S3 if the output is there."""
     logs: Path
-    """metrics.jsonl and tensorboard/; always on this machine. When the command ends, metrics.jsonl
-    is beside the state, too."""
+    """metrics.jsonl and tensorboard/; always on this machine."""
     recipe: dict[str, Any]
     parents: Mapping[str, object] = {}
     """What the run takes, as it was when it began: see `ray_jobs.lineage`."""
@@ -72,7 +71,7 @@ def find_run(job: Any, *, verb: str, parents: Mapping[str, object] | None = None
     blobs = open_blobs(state)
     if blobs.exists(RUN_RECIPE):
         found = json.loads(blobs.get(RUN_RECIPE))
-        _check_unchanged(found.pop(_PARENTS, {}), parents or {}, output=output, state=state)
+        recorded = found.pop(_PARENTS, {})
         found = _completed(found, job)
         differing = sorted(_differences(_without_cluster(found), _without_cluster(recipe)))
         if differing:
@@ -81,6 +80,7 @@ def find_run(job: Any, *, verb: str, parents: Mapping[str, object] | None = None
                 f"({'; '.join(differing)}); expected the same recipe to resume it, or another "
                 f"output (or remove {state})"
             )
+        _check_unchanged(recorded, parents or {}, output=output, state=state)
         logger.info("resuming the run in %s", state)
     return Run(output, state, logs_beside(state), recipe, parents or {})
 
@@ -92,7 +92,7 @@ def _check_unchanged(
     output: Location,
     state: Location,
 ) -> None:
-    for name in recorded.keys() & parents.keys():  # older versions recorded less
+    for name in sorted(recorded.keys() & parents.keys()):  # older versions recorded less
         if recorded[name] != parents[name]:
             raise UsageError(
                 f"output is {output}, for which a run was begun when {name} was {recorded[name]}, "

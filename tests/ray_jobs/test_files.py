@@ -91,6 +91,14 @@ def test_run_is_not_resumed_with_another_model_at_the_same_location(tmp_path: Pa
         find()
 
 
+def test_a_recipe_that_names_another_model_is_refused_as_another_recipe(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "model", weights=str(tmp_path / "first"))
+    begin(find_run(job, verb="pretrain", parents=job.parents()))
+    other = dataclasses.replace(job, weights=str(tmp_path / "second"))
+    with pytest.raises(UsageError, match=r"another recipe was begun \(weights was '.*first', is"):
+        find_run(other, verb="pretrain", parents=other.parents())
+
+
 def test_output_in_the_copy_that_ray_removes_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     with pytest.raises(UsageError, match="the copy of the folder that Ray made for this job"):
