@@ -139,6 +139,8 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
         small_image_stem=options.small_image_stem,
     )
     model = build_model(config, num_classes=10).to(device).train()
+    if case != KEPT:  # as every job lays a model out
+        model = model.to(memory_format=torch.channels_last)
     memory = SAVINGS.get(case, ROOMY)
     economize(model, memory)
     images = TensorImages(
@@ -172,7 +174,7 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
     # Thread pools and convolution workspaces belong to the process, not to an episode.
     with FlopCounterMode(display=False) as counter:
         run(episode._replace(length=1))
-    peak = measured_peak(COMPUTE_DTYPES[memory.compute_dtype] or torch.float32, device)
+    peak = measured_peak(COMPUTE_DTYPES[memory.compute_dtype], device)
     for total in gradient:
         total.zero_()
     before = start_peak(device)

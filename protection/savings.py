@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from protection.layers import blocks
+from protection.precision import computing_again, computing_in
 from protection.released import ReleasedModel
-from protection.small_maps import use_matrix_products
 
-COMPUTE_DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16}
+COMPUTE_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +70,21 @@ def economize(model: ReleasedModel, memory: MemoryConfig) -> None:
         for block in found:
             block.forward = functools.partial(_computed_again, block.forward)
     dtype = COMPUTE_DTYPES[memory.compute_dtype]
-    if dtype is not None:
-        use_matrix_products(model.network)
+    if dtype != torch.float32:
         model.network.forward = functools.partial(_computed_in, dtype, model.network.forward)
 
 
 def _computed_again(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     # A DenseNet's layers are given one list, which grows before they are computed again.
     as_they_are = (list(value) if isinstance(value, list) else value for value in inputs)
-    return checkpoint(forward, *as_they_are, use_reentrant=False, **options)
+    return checkpoint(
+        forward, *as_they_are, use_reentrant=False, context_fn=computing_again, **options
+    )
 
 
 def _computed_in(
     dtype: torch.dtype, forward: Callable[..., Any], *inputs: Tensor, **options: Any
 ) -> Any:
-    with torch.autocast(inputs[0].device.type, dtype):
+    with computing_in(dtype, inputs[0].device.type):
         outputs = forward(*inputs, **options)
     return outputs.to(inputs[0].dtype) if isinstance(outputs, Tensor) else outputs

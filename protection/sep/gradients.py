@@ -12,6 +12,7 @@ from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
 from protection.models import Classifier
+from protection.precision import computing_in
 from protection.sep.trajectory import Member
 from protection.workers import ALONE, Workers
 
@@ -51,7 +52,7 @@ def input_gradient(
 ) -> Tensor:
     """``(B, 3, H, W)`` gradient of one member's loss; no weight gradient is computed."""
     inputs = inputs.detach().requires_grad_()
-    with _computing_in(precision, inputs.device):
+    with computing_in(precision, inputs.device.type):
         loss = TargetLoss(member.placed())(inputs, target_labels, member.class_means)
     (gradient,) = torch.autograd.grad(loss, inputs)
     return gradient
@@ -101,8 +102,10 @@ def vectorised(members: Mapping[int, Member], *, precision: torch.dtype) -> Grad
 
     def gradients(inputs: Tensor, target_labels: Tensor) -> Iterator[tuple[int, Tensor]]:
         # A copy for each member: the gradient of one shared input would be their sum only.
+        device_type = inputs.device.type
         copies = inputs.detach().expand(len(models), *inputs.shape).clone().requires_grad_()
-        with _computing_in(precision, inputs.device):
+        # Autocast alone: the faster kernels of a CPU are not written for stacks of members.
+        with torch.autocast(device_type, precision, enabled=precision != torch.float32):
             total = losses(parameters, buffers, copies, target_labels, stacked_means).sum()
         (stacked,) = torch.autograd.grad(total, copies)
         yield from zip(members, stacked, strict=True)
@@ -214,7 +217,3 @@ def inner_change(
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
-
-
-def _computing_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
