@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
+from ray_jobs.connection import announced_dashboard_port
+
 ROOT = Path(__file__).parent.parent
 # As Ray Train calls the actors.
 WORKER, CONTROLLER = "RayTrainWorker", "TrainController"
@@ -30,8 +31,8 @@ class LocalCluster:
 
     def __init__(self, num_nodes: int) -> None:
         """Start all of it; processes inherit the environment as it is now."""
-        # 8265 may be another cluster's, and without a dashboard nothing lists actors.
-        head = {"num_cpus": 0, "dashboard_port": _unused_port()}
+        # Without a dashboard nothing lists actors.
+        head = {"num_cpus": 0, "dashboard_port": announced_dashboard_port()}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         for _ in range(num_nodes):
@@ -95,13 +96,6 @@ class LocalCluster:
     def stop(self) -> None:
         """End every process of it."""
         self._cluster.shutdown()
-
-
-def _unused_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
 
 
 @contextmanager

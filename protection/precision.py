@@ -4,8 +4,8 @@ Torch's autocast does that. On a CPU some of torch's kernels are slow in bfloat1
 is computed in another way (`convolve`, `attend`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -21,25 +21,25 @@ _ON_CPU: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-def computing_in(dtype: torch.dtype, device_type: str) -> AbstractContextManager[object]:
+@contextmanager
+def computing_in(dtype: torch.dtype, device_type: str) -> Iterator[None]:
     """Within it, forward passes on such a device compute matrix products in ``dtype``.
 
     In float32 they compute as they are. Gradients can be taken outside. `torch.vmap` wants
     `torch.autocast` itself.
     """
-    if dtype == torch.float32:
-        return nullcontext()
-    stack = ExitStack()
-    stack.enter_context(torch.autocast(device_type, dtype))
-    if dtype == torch.bfloat16 and device_type == "cpu":
-        stack.enter_context(_OnCpu())
-    return stack
+    is_slow = dtype == torch.bfloat16 and device_type == "cpu"
+    with (
+        torch.autocast(device_type, dtype, enabled=dtype != torch.float32),
+        _OnCpu() if is_slow else nullcontext(),
+    ):
+        yield
 
 
 def computing_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """For `torch.utils.checkpoint` within `computing_in`: it brings back autocast alone."""
-    is_ours = torch.is_autocast_enabled("cpu")
-    return nullcontext(), _OnCpu() if is_ours else nullcontext()
+    is_within = torch.is_autocast_enabled("cpu")
+    return nullcontext(), _OnCpu() if is_within else nullcontext()
 
 
 class _OnCpu(TorchFunctionMode):

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
+from ray._private.ray_constants import DEFAULT_DASHBOARD_PORT
 
 from ray_jobs.cluster import ClusterConfig
 from ray_jobs.errors import JobError, UsageError
@@ -43,6 +45,7 @@ def _initialise(address: str | None) -> None:
             # start, and a model factory may be in it; a running cluster has paths of its own.
             runtime_env=None if address else {"env_vars": {"PYTHONPATH": _python_path()}},
             object_store_memory=None if address else EMBEDDED_OBJECT_STORE_BYTES,
+            dashboard_port=None if address else announced_dashboard_port(),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(
@@ -59,6 +62,28 @@ def _initialise(address: str | None) -> None:
             "its processes: a machine that is less busy, with more memory or a disk that is not "
             "full"
         ) from error
+
+
+def announced_dashboard_port() -> int:
+    """Port of the dashboard of a Ray that is about to be started here, which its processes know.
+
+    Ray Train's cleaner asks a dashboard whether its controller lives. Where none is named, it asks
+    that of the last `ray start` on this machine: another cluster, which knows no such controller,
+    or one that is gone, for which every run waits 12 s at its end.
+    """
+    port = _unused_port(DEFAULT_DASHBOARD_PORT) or _unused_port(0)
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    assert port is not None  # the system finds one
+    return port
+
+
+def _unused_port(wanted: int) -> int | None:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
 
 
 def _python_path() -> str:

@@ -38,13 +38,15 @@ def release_leaked_groups() -> None:
 
 
 def _empty_groups() -> set[str]:
-    job_id = ray.get_runtime_context().get_job_id()
+    context = ray.get_runtime_context()
+    # Of this cluster: without an address Ray asks the last one that was started on this machine.
+    address, job_id = context.gcs_address, context.get_job_id()
     groups: Any = list_placement_groups(
-        filters=[("creator_job_id", "=", job_id), ("state", "=", "CREATED")], limit=_MOST
+        address, [("creator_job_id", "=", job_id), ("state", "=", "CREATED")], limit=_MOST
     )
     # Groups first: actors that begin in between are seen.
     actors: Any = list_actors(
-        filters=[("job_id", "=", job_id), ("state", "!=", "DEAD")], limit=_MOST, detail=True
+        address, [("job_id", "=", job_id), ("state", "!=", "DEAD")], limit=_MOST, detail=True
     )
     return {group.placement_group_id for group in groups} - {
         actor.placement_group_id for actor in actors

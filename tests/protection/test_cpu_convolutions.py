@@ -135,3 +135,9 @@ def test_frozen_weights_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images = channels_last(torch.randn(3, 2, 4, 4)).requires_grad_()
     convolve(images, module.weight, module.bias, padding=1).sum().backward()
     assert images.grad is not None
+
+
+def test_a_kernel_that_is_too_large_is_refused_as_by_torch() -> None:
+    images, weight = channels_last(torch.randn(3, 2, 2, 2)), torch.randn(4, 2, 4, 4)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        convolve(images, weight, stride=4)

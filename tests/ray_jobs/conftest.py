@@ -37,6 +37,7 @@ def cluster() -> Iterator[str]:
     """One embedded cluster of three logical CPUs for the whole test session; gives its address."""
     import ray
 
+    from ray_jobs.connection import announced_dashboard_port
     from ray_jobs.machine import TRAIN_ENVIRONMENT
 
     os.environ.update(TRAIN_ENVIRONMENT)
@@ -50,7 +51,11 @@ def cluster() -> Iterator[str]:
         # By default the process with all other tests goes before them, and this one waits.
         patch.setenv("RAY_worker_niceness", "0")
         context = ray.init(
-            address="local", num_cpus=3, log_to_driver=False, object_store_memory=200 * 2**20
+            address="local",
+            num_cpus=3,
+            log_to_driver=False,
+            object_store_memory=200 * 2**20,
+            dashboard_port=announced_dashboard_port(),
         )
     yield context.address_info["gcs_address"]
     ray.shutdown()

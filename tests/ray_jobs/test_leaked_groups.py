@@ -8,12 +8,14 @@ from ray.util.state.exception import RayStateApiException
 
 from ray_jobs import leaked_groups
 
+ADDRESS = "192.0.2.7:6379"
+
 
 @pytest.fixture
 def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids, of which a look sees those of `looks` in turn."""
     gone: list[str] = []
-    context = SimpleNamespace(get_job_id=lambda: "06000000")
+    context = SimpleNamespace(get_job_id=lambda: "06000000", gcs_address=ADDRESS)
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     monkeypatch.setattr(leaked_groups.time, "sleep", lambda _: None)
     monkeypatch.setattr(
@@ -27,7 +29,8 @@ def see(monkeypatch: pytest.MonkeyPatch, *looks: tuple[list[str], list[str]]) ->
     groups, actors = ([[*look[n]] for look in looks] for n in (0, 1))
 
     def found(left: list[list[str]], wanted: tuple[str, str, str]) -> Any:
-        def listed(*, filters: list[tuple[str, str, str]], **_: Any) -> list[Any]:
+        def listed(address: str, filters: list[tuple[str, str, str]], **_: Any) -> list[Any]:
+            assert address == ADDRESS  # of this cluster, whatever others there are
             assert wanted in filters
             return [SimpleNamespace(placement_group_id=name) for name in left.pop(0)]
 
@@ -60,7 +63,7 @@ def test_where_nothing_is_left_nobody_waits(
 def test_a_cluster_that_does_not_say_is_left_alone(
     removed: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(**_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RayStateApiException("no dashboard")
 
     monkeypatch.setattr(leaked_groups, "list_placement_groups", fail)
