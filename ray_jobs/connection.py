@@ -68,8 +68,8 @@ def announced_dashboard_port() -> int:
     """Port of the dashboard of a Ray that is about to be started here, which its processes know.
 
     Ray Train's cleaner asks a dashboard whether its controller lives. Where none is named, it asks
-    that of the last `ray start` on this machine: another cluster, which knows no such controller,
-    or one that is gone, for which every run waits 12 s at its end.
+    that of the last `ray start` on this machine: of another cluster, whose answer makes it leave,
+    or of one that is gone, for which every run of less than a minute waits 12 s at its end.
     """
     port = _unused_port(DEFAULT_DASHBOARD_PORT) or _unused_port(0)
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
