@@ -5,7 +5,7 @@ On a map of a few pixels that is little arithmetic for much memory traffic (a la
 channels moves 19 MB for an image), and where arithmetic is cheap it is most of a ResNet's time. In
 a product of two matrices many images share what is read, and are summed before it is written.
 
-- Where no pixel is seen twice (kernels of one pixel, patches, a map that becomes one pixel), a
+- Where every pixel is seen once (kernels of one pixel, patches), or a map becomes one pixel, a
   convolution is a product of what the kernel sees with its weights. Weights that see nothing but
   padding have no part in it.
 - The weight gradient of any other kernel, on a small map, is a product with a row for every pixel
@@ -55,14 +55,15 @@ def convolve(
     )
     if min(height, width) < 1:  # torch says what is wrong
         return F.conv2d(images, weight, bias, stride, padding)
-    if height == width == 1:
+    sees_pixels = all(p < k for p, k in zip(padding, kernel, strict=True))
+    if height == width == 1 and sees_pixels:
         images, weight = _seen(images, weight, padding)
         return _of_patches(images, weight, bias)
-    if padding == (0, 0) and kernel == [1, 1]:
-        return _of_patches(images[:, :, :: stride[0], :: stride[1]], weight, bias)
-    if padding == (0, 0) and kernel == list(stride):
-        covered = images[:, :, : height * kernel[0], : width * kernel[1]]
-        return _of_patches(covered, weight, bias)
+    # All of the image: the gradient of a piece of it would be in another layout, and so would all
+    # that comes of it.
+    covered = (height * stride[0], width * stride[1])
+    if padding == (0, 0) and kernel == list(stride) and images.shape[2:] == covered:
+        return _of_patches(images, weight, bias)
     if weight.requires_grad and out_channels >= _CHANNELS_PER_PIXEL * height * width:
         output: Tensor = _Convolution.apply(images, weight, bias, stride, padding)
         return output
@@ -79,7 +80,9 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 def _seen(images: Tensor, weight: Tensor, padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The pixels that a kernel at its first place sees, and the weights that see them."""
     (top, left), (high, wide) = padding, weight.shape[2:]
-    window = images[:, :, : high - top, : wide - left]
+    window = images
+    if images.shape[2] > high - top or images.shape[3] > wide - left:
+        window = images[:, :, : high - top, : wide - left]
     return window, weight[:, :, top : top + window.shape[2], left : left + window.shape[3]]
 
 

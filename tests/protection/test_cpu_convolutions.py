@@ -104,7 +104,9 @@ def test_bfloat16_is_as_good_as_that_of_torch(module: nn.Conv2d, size: int) -> N
         (nn.Conv2d(2, 64, 3, padding=1), 5, None),  # 25 pixels want 100 channels
         (nn.Conv2d(2, 64, 3, stride=2, padding=1), 8, "_weight_gradient"),
         (nn.Conv2d(2, 3, 1), 9, "_of_patches"),
-        (nn.Conv2d(2, 3, 4, stride=4), 9, "_of_patches"),
+        (nn.Conv2d(2, 3, 4, stride=4), 8, "_of_patches"),
+        (nn.Conv2d(2, 3, 4, stride=4), 9, None),  # a row and a column are left
+        (nn.Conv2d(2, 3, 1, stride=2), 8, None),
         (nn.Conv2d(2, 3, 3, padding=1), 1, "_of_patches"),
         (nn.Conv2d(2, 64, 3, padding="same"), 4, None),
         (nn.Conv2d(2, 64, 3, padding=2, dilation=2), 4, None),
@@ -141,3 +143,10 @@ def test_a_kernel_that_is_too_large_is_refused_as_by_torch() -> None:
     images, weight = channels_last(torch.randn(3, 2, 2, 2)), torch.randn(4, 2, 4, 4)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         convolve(images, weight, stride=4)
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 2, stride=2)])
+def test_gradients_keep_the_layout(module: nn.Conv2d) -> None:
+    images = channels_last(torch.randn(3, 4, 6, 6))
+    _, of_images, *_ = gradients(convolve, module, images)
+    assert of_images.is_contiguous(memory_format=torch.channels_last)
